@@ -1,0 +1,1 @@
+"""The `dovetail` command and the local actuator behind `dovetail up`."""

@@ -1,0 +1,1 @@
+"""Model in, bundle out: import, graph, cost profile, cut, segments, calibration and proof."""
