@@ -1,1 +1,1 @@
-"""The ground all rooms stand on: types, contracts and pure decisions shared by every part of Dovetail."""
+"""The ground all rooms stand on: types, contracts and pure decisions."""

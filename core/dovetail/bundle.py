@@ -19,13 +19,12 @@ References: OCI Image Format v1.1 (image-layout, manifest); protobuf encoding, "
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, Self
 
 from pydantic import ValidationError
 
@@ -37,7 +36,7 @@ CONFIG_TYPE = "application/vnd.dovetail.bundle.config.v1+json"
 BLOB_TYPE = "application/vnd.dovetail.bundle.blob.v1"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
-FORMAT = "dovetail.dev/bundle.v1"
+FORMAT: Final = "dovetail.dev/bundle.v1"
 
 _CHUNK = 1 << 20
 
@@ -245,7 +244,7 @@ class BundleWriter:
         self._blobs.mkdir(parents=True)
         self._sizes: dict[str, int] = {}
 
-    def __enter__(self) -> "BundleWriter":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -271,7 +270,7 @@ class BundleWriter:
 
     def commit(self, config: BundleConfig) -> str:
         """Write config, manifest and index, move the layout into place; returns the version."""
-        blobs = {digest: size for digest, size in self._sizes.items()}
+        blobs = dict(self._sizes)
         config_bytes = canonical_json(config.model_dump(mode="json", by_alias=True))
         config_digest = self.add(config_bytes)
         manifest = canonical_json(
@@ -384,7 +383,9 @@ def _open(path: Path) -> tuple[str, dict[str, int], bytes]:
         [entry] = index["manifests"]
         digest = entry["digest"]
         if layout["imageLayoutVersion"] != "1.0.0":
-            raise BundleError(f"{path}: OCI image layout {layout['imageLayoutVersion']} is not 1.0.0")
+            raise BundleError(
+                f"{path}: OCI image layout {layout['imageLayoutVersion']} is not 1.0.0"
+            )
     except FileNotFoundError as error:
         raise BundleError(
             f"{path} is not a bundle: {Path(error.filename).name} is missing; "
@@ -429,7 +430,7 @@ def _checked(path: Path, digest: str) -> bytes:
 def _verify(path: Path, digest: str, size: int) -> None:
     sha = hashlib.sha256()
     try:
-        found = os.stat(path).st_size
+        found = path.stat().st_size
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 sha.update(chunk)

@@ -143,7 +143,8 @@ class _Pixels:
     def to_pixels(self, array: Array) -> NDArray[np.uint8]:
         last = array.transpose(0, 2, 3, 1) if self._channels_first else array
         real = (last.astype(np.float32) * self._std + self._mean) / self._scale
-        return np.clip(np.rint(real), 0, 255).astype(np.uint8)
+        pixels: NDArray[np.uint8] = np.clip(np.rint(real), 0, 255).astype(np.uint8)
+        return pixels
 
     def from_pixels(self, pixels: NDArray[np.uint8]) -> Array:
         real = (pixels.astype(np.float32) * self._scale - self._mean) / self._std
@@ -238,7 +239,9 @@ class CodecSet:
         self._inputs = {spec.name for spec in config.inputs}
         self._built: dict[tuple[str, str], Codec] = {}
 
-    def pack(self, codec: str, env: Mapping[str, Array], names: tuple[str, ...]) -> list[WireTensor]:
+    def pack(
+        self, codec: str, env: Mapping[str, Array], names: tuple[str, ...]
+    ) -> list[WireTensor]:
         """Encode crossing tensors for the wire: UINT8 [n bytes] with {codec, dtype, shape}.
 
         Raises:
@@ -252,7 +255,9 @@ class CodecSet:
             packed.append(WireTensor(name, "UINT8", (len(data),), data, parameters))
         return packed
 
-    def unpack(self, codec: str, names: tuple[str, ...], sent: tuple[WireTensor, ...]) -> dict[str, Array]:
+    def unpack(
+        self, codec: str, names: tuple[str, ...], sent: tuple[WireTensor, ...]
+    ) -> dict[str, Array]:
         """Decode a rung call's tensors and check each against its declaration.
 
         Raises:
@@ -260,7 +265,8 @@ class CodecSet:
         """
         if sorted(tensor.name for tensor in sent) != sorted(names):
             raise InvalidTensor(
-                f"the crossing tensors are {sorted(t.name for t in sent)}, this rung takes {sorted(names)}"
+                f"the crossing tensors are {sorted(t.name for t in sent)}, "
+                f"this rung takes {sorted(names)}"
             )
         env = {tensor.name: self._unpack_one(codec, tensor) for tensor in sent}
         batches = {
@@ -343,7 +349,7 @@ def _require_pillow() -> None:
 
 
 def _bytes_of(array: NDArray[Any]) -> memoryview:
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _expect(data: Buffer, want: int) -> None:

@@ -11,6 +11,7 @@ Weights are external data in the bundle's blob folder, which ONNX Runtime maps; 
 use one weight map the same pages.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -127,8 +128,7 @@ class SegmentRuntime:
         options = session_options(threads=threads, optimize=optimize)
         options.add_session_config_entry(_FOLDER_OPTION, str(bundle.blob_dir.resolve()))
         self.units = tuple(
-            _load(bundle, options, begin, end)
-            for begin, end in zip(edges[:-1], edges[1:], strict=True)
+            _load(bundle, options, begin, end) for begin, end in itertools.pairwise(edges)
         )
         self._pace = pace
         self._readers = _last_readers(self.config)

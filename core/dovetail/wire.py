@@ -49,7 +49,7 @@ class WireTensor:
         datatype = OIP_TYPE.get(flat.dtype.name)
         if datatype is None:
             raise InvalidTensor(f"tensor {name!r}: dtype {flat.dtype.name} cannot be sent")
-        return cls(name, datatype, array.shape, memoryview(flat.reshape(-1).view("u1")), parameters)
+        return cls(name, datatype, array.shape, flat.reshape(-1).view(np.uint8).data, parameters)
 
     def array(self) -> Array:
         """The tensor as an array that shares the message's memory.
@@ -281,7 +281,11 @@ def _tensors(entries: object, rest: memoryview, what: str) -> tuple[WireTensor, 
         if size is None:
             tensors.append(_from_json(name, datatype, shape, entry, parameters))
             continue
-        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(rest) - offset:
+        if (
+            not isinstance(size, int)
+            or isinstance(size, bool)
+            or not 0 <= size <= len(rest) - offset
+        ):
             raise InvalidTensor(
                 f"tensor {name!r}: binary_data_size is {size!r}, "
                 f"the body has {len(rest) - offset} bytes left"
@@ -312,7 +316,7 @@ def _from_json(
         raise InvalidTensor(
             f"tensor {name!r} has {array.size} values, shape {list(shape)} needs {math.prod(shape)}"
         )
-    return WireTensor(name, datatype, shape, memoryview(array.view("u1")), parameters)
+    return WireTensor(name, datatype, shape, array.view(np.uint8).data, parameters)
 
 
 def _entries(value: object, what: str) -> Sequence[Mapping[str, Any]]:
@@ -324,7 +328,7 @@ def _entries(value: object, what: str) -> Sequence[Mapping[str, Any]]:
 def _object(value: object, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidMessage(f"{what} is not a JSON object")
-    return cast(dict[str, Any], value)
+    return cast("dict[str, Any]", value)
 
 
 def _name(entry: Mapping[str, Any]) -> str:
@@ -343,4 +347,4 @@ def _shape(entry: Mapping[str, Any]) -> tuple[int, ...]:
     )
     if not good:
         raise InvalidTensor(f"tensor {entry.get('name')!r}: {shape!r} is not a shape")
-    return tuple(cast(list[int], shape))
+    return tuple(cast("list[int]", shape))
