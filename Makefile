@@ -1,0 +1,59 @@
+# Every habit by name. `make` alone lists them.
+# Needs python3 (3.11 or later) with venv, and git; everything else is set up here.
+
+PY ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := edge,serving,partitioner
+PACKAGES := dovetail dovetail_partitioner dovetail_edge dovetail_serving dovetail_cli
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow bench lint verify generate constraints clean
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: $(STAMP)  ## make .venv with everything the other targets use
+
+$(BIN)/uv:
+	@test -x $(BIN)/python || $(PY) -m venv $(VENV) || { \
+	  echo "error: '$(PY) -m venv' failed; on Debian: apt-get install python3-venv" >&2; exit 3; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip -q
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/uv
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]' --group dev
+	@touch $@
+
+demo: setup  ## the main job: a real network, a slow device, a link that collapses; the cut moves
+	$(BIN)/python examples/page_orientation/demo.py
+
+test: setup  ## the default suite, under 12 minutes on 2 cores
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: setup  ## the rest of the suite: minutes each
+	$(BIN)/python -m pytest -q -m slow
+
+bench: setup  ## measure what is promised; prints tables, writes bench/out/*.json
+	$(BIN)/python -m bench
+
+lint: setup  ## style, types, and the arrows between rooms
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
+	$(BIN)/lint-imports
+
+generate: setup  ## write what is generated from the code
+	$(BIN)/python docs/generate.py
+
+verify: generate  ## fail if anything generated differs from what is committed
+	@git diff --exit-code -- docs || { echo "error: generated files differ; commit them" >&2; exit 1; }
+
+constraints: | $(BIN)/uv  ## pin every dependency anew
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --upgrade --no-header --no-annotate \
+	  --extra edge --extra serving --extra partitioner --group dev \
+	  -o constraints.txt pyproject.toml
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache bench/out
