@@ -2,7 +2,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-
 from examples.page_orientation import pages
 from tests.proving import light, models, words
 

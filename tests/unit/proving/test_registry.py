@@ -1,8 +1,8 @@
 import pytest
-
-from dovetail.errors import Unavailable
 from examples.registry import Package, PinMismatchError, fetch, sha256
 from tests.proving.speech import VOICE
+
+from dovetail.errors import Unavailable
 
 FILE = next(iter(VOICE.files))
 PART = ".part-*"
