@@ -243,6 +243,7 @@ class BundleWriter:
         self._blobs = self._temp / "blobs" / "sha256"
         self._blobs.mkdir(parents=True)
         self._sizes: dict[str, int] = {}
+        self._documents: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -256,33 +257,56 @@ class BundleWriter:
 
     def add_stream(self, chunks: Iterator[bytes | memoryview]) -> str:
         """Store a blob from chunks, so that a large one is never in memory whole."""
+        digest, size = self._store(chunks)
+        self._sizes[digest] = size
+        return digest
+
+    def draft(self, config: BundleConfig) -> "Bundle":
+        """Open what has been added so far as a bundle described by `config`.
+
+        Segments must run before they can be proved, and the proof is part of the bundle. A draft
+        may be read until the writer is left; it leaves no trace in what `commit` writes.
+        """
+        self._describe(config)
+        return Bundle(self._temp)
+
+    def commit(self, config: BundleConfig) -> str:
+        """Write config, manifest and index, move the layout into place; returns the version."""
+        digest = self._describe(config)
+        self._temp.chmod(0o755)
+        _swap(self._temp, self._path)
+        return digest
+
+    def _store(self, chunks: Iterator[bytes | memoryview]) -> tuple[str, int]:
         sha, size = hashlib.sha256(), 0
         with tempfile.NamedTemporaryFile(dir=self._blobs, delete=False) as file:
             for chunk in chunks:
                 sha.update(chunk)
                 size += len(chunk)
                 file.write(chunk)
-        digest = "sha256:" + sha.hexdigest()
         Path(file.name).chmod(0o644)
         Path(file.name).rename(self._blobs / sha.hexdigest())
-        self._sizes[digest] = size
-        return digest
+        return "sha256:" + sha.hexdigest(), size
 
-    def commit(self, config: BundleConfig) -> str:
-        """Write config, manifest and index, move the layout into place; returns the version."""
-        blobs = dict(self._sizes)
+    def _describe(self, config: BundleConfig) -> str:
+        """Write the documents that name the blobs; those of an earlier draft go."""
+        for name in self._documents - {_hex(digest) for digest in self._sizes}:
+            (self._blobs / name).unlink(missing_ok=True)
         config_bytes = canonical_json(config.model_dump(mode="json", by_alias=True))
-        config_digest = self.add(config_bytes)
+        config_digest, _ = self._store(iter((config_bytes,)))
         manifest = canonical_json(
             {
                 "schemaVersion": 2,
                 "mediaType": MANIFEST_TYPE,
                 "artifactType": ARTIFACT_TYPE,
                 "config": _descriptor(CONFIG_TYPE, config_digest, len(config_bytes)),
-                "layers": [_descriptor(BLOB_TYPE, d, size) for d, size in sorted(blobs.items())],
+                "layers": [
+                    _descriptor(BLOB_TYPE, d, size) for d, size in sorted(self._sizes.items())
+                ],
             }
         )
-        digest = self.add(manifest)
+        digest, _ = self._store(iter((manifest,)))
+        self._documents = {_hex(config_digest), _hex(digest)}
         index = {
             "schemaVersion": 2,
             "mediaType": INDEX_TYPE,
@@ -290,8 +314,6 @@ class BundleWriter:
         }
         (self._temp / "index.json").write_bytes(canonical_json(index))
         (self._temp / "oci-layout").write_bytes(canonical_json({"imageLayoutVersion": "1.0.0"}))
-        self._temp.chmod(0o755)
-        _swap(self._temp, self._path)
         return digest
 
 

@@ -13,11 +13,14 @@ errors apart without parsing text: the CLI (exit code), HTTP servers (status cod
     │   │   ├── UnboundShape         a dynamic dimension nobody bound
     │   │   └── ModelLimitExceeded   asks for more memory or time than the sandbox allows
     │   ├── CalibrationError         calibration rows that do not fit the model
+    │   ├── CostsError               a cost profile of another model, or of other segments
     │   ├── ProofError               a cut or codec that is not shown to be right
     │   │   └── ProofVacuous         outputs that do not vary prove nothing
     │   ├── BundleError              a bundle that is missing, damaged or of another format
     │   │   └── BundleCorrupt        a blob's bytes do not have the digest they are named by
     │   ├── ManifestError            a HybridDeployment that breaks the schema
+    │   ├── LinkError                a simulated link or trace that does not parse
+    │   ├── StateInUse               a state directory that another `dovetail up` holds
     │   ├── UnknownRung              a rung that the ladder does not have (404)
     │   └── RequestError             one inference request
     │       ├── InvalidTensor        a tensor with a wrong name, dtype, shape or size
@@ -92,6 +95,10 @@ class CalibrationError(UserError):
     """Calibration rows are missing, or do not fit the model's inputs."""
 
 
+class CostsError(UserError):
+    """A cost profile that was not measured on this model, or on these segments."""
+
+
 class ProofError(UserError):
     """A cut or a codec is not shown to give the whole model's answers."""
 
@@ -110,6 +117,14 @@ class BundleCorrupt(BundleError):
 
 class ManifestError(UserError):
     """A HybridDeployment manifest breaks the schema."""
+
+
+class LinkError(UserError):
+    """A simulated link or a trace file does not say what it should."""
+
+
+class StateInUse(UserError):
+    """Another `dovetail up` holds the state directory."""
 
 
 class UnknownRung(UserError):

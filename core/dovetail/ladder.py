@@ -35,6 +35,7 @@ class CostProfile(Document):
         ops: seconds by operator name, batch 1; what cuts are searched with.
         whole: seconds of the uncut model, batch 1, graph optimisation on.
         bundle: digest of the bundle the rest was measured on; None before there is one.
+        cuts: crossing tensors of each cut between the segments, which tells whose times they are.
         segments: seconds of each segment, batch 1, graph optimisation on.
         codecs: encode and decode seconds by rung id.
     """
@@ -46,6 +47,7 @@ class CostProfile(Document):
     ops: Mapping[str, float]
     whole: float
     bundle: str | None = None
+    cuts: tuple[tuple[str, ...], ...] = ()
     segments: tuple[float, ...] = ()
     codecs: Mapping[str, CodecCost] = {}
 
