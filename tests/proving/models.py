@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from examples.page_orientation import pages
 from examples.registry import Package, fetch
-from tests.proving import light, photos, speech, words
+from tests.proving import efficientnet, light, photos, speech, words
 
 from dovetail import bundle
 from dovetail.tensor import Array
@@ -228,6 +228,9 @@ _MODELS = {
             partial(pages.rows, "calibration"),
             image=pages.IMAGE,
             labels=partial(pages.labels, "calibration"),
+        ),
+        ProvingModel(
+            "efficientnet-lite0", efficientnet.path, efficientnet.rows, image=efficientnet.IMAGE
         ),
         ProvingModel(
             "ppocr-det",
