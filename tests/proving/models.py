@@ -57,7 +57,7 @@ class ProvingModel:
 
 
 def get(name: str) -> ProvingModel:
-    """Find a network by name; `light(name)` gives those of the onnx wheel.
+    """Find a network by name; `light_model(name)` gives those of the onnx wheel.
 
     Raises:
         KeyError: no such network; the message lists the names.
