@@ -23,6 +23,7 @@ Buffer = bytes | bytearray | memoryview
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 PLAN_HEADER = "Dovetail-Plan"
+DEVICE_CLASS_HEADER = "Dovetail-Device-Class"
 ERROR_HEADER = "Dovetail-Error"
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 TIMING_HEADER = "Server-Timing"
