@@ -1,0 +1,1 @@
+"""Measures what is promised: `python -m bench [SECTION...]`."""
