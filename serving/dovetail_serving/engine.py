@@ -1,0 +1,233 @@
+"""Runs the segments behind a cut for many requests at once, in as few passes as are waiting.
+
+Batches form only from requests that already wait: whenever a compute thread falls free it takes
+the first one waiting and every other that fits beside it. An idle tail therefore adds no delay,
+where a batching timer would charge each lone request its full length, and a busy one batches by
+itself. Requests fit together when they enter at the same cut with the same dtypes and the same
+shapes beyond the batch axis. A range of segments whose rows influence each other (dynamic
+quantisation takes its scale over the whole batch) is never batched: a neighbour must not change
+an answer.
+
+All work of a request that is not waiting, from decoding to the bytes of the answer, happens in
+one visit to one compute thread: each hop between threads costs more than decoding a small tensor.
+Only decoded requests are joined, one by one, so a damaged one fails alone.
+
+Waiting is bounded in number and by each caller's own deadline; what nobody waits for any more is
+not computed.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from dovetail.bundle import BundleConfig
+from dovetail.errors import DeadlineExceeded, DovetailError, Overloaded
+from dovetail.runtime import SegmentRuntime
+from dovetail.tensor import Array
+
+Key = tuple[object, ...]
+Answer = tuple[bytes, dict[str, str]]
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One request, admitted and waiting.
+
+    Attributes:
+        cut: segments before it ran elsewhere.
+        key: what a request must share to be computed together with this one.
+        rows: size of its batch.
+        decode: gives the tensors that cross at `cut`; called in a compute thread.
+        encode: makes the answer from the outputs; called in a compute thread.
+        deadline: when nobody waits any more, on the event loop's clock.
+    """
+
+    cut: int
+    key: Key
+    rows: int
+    decode: Callable[[], Mapping[str, Array]]
+    encode: Callable[[Mapping[str, Array]], Answer]
+    deadline: float | None = None
+    arrived: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A computed request: its answer and the seconds of each stage."""
+
+    answer: Answer
+    queue: float
+    decode: float
+    compute: float
+    encode: float
+
+
+Entry = tuple[Job, asyncio.Future[Done]]
+
+
+class Engine:
+    """The segments of one bundle and the queue in front of them.
+
+    Args:
+        runtime: all segments, loaded for every cut.
+        concurrency: computations at the same time.
+        max_batch: most rows computed together.
+        max_queue: most requests waiting.
+    """
+
+    def __init__(
+        self, runtime: SegmentRuntime, *, concurrency: int, max_batch: int, max_queue: int
+    ) -> None:
+        self._runtime, self._stop = runtime, len(runtime.config.segments)
+        self._max_batch, self._max_queue = max_batch, max_queue
+        self._joinable = {cut for cut in range(self._stop) if joinable(runtime.config, cut)}
+        self._free = concurrency
+        self._waiting: deque[Entry] = deque()
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="compute")
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a compute thread."""
+        return len(self._waiting)
+
+    async def compute(self, job: Job) -> Done:
+        """Compute one request; call from the event loop.
+
+        Raises:
+            Overloaded: too many requests wait already.
+            DeadlineExceeded: its time ran out; it was not computed, or not answered in time.
+            DovetailError: it cannot be decoded or computed.
+        """
+        if len(self._waiting) >= self._max_queue:
+            raise Overloaded(f"{self._max_queue} requests wait already; try again in a second")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Done] = loop.create_future()
+        entry = (job, future)
+        self._waiting.append(entry)
+        timer = loop.call_at(job.deadline, _expire, future) if job.deadline is not None else None
+        self._start()
+        try:
+            return await future
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+
+    def close(self) -> None:
+        """Let running computations end and take no more."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _start(self) -> None:
+        """Give waiting requests to the free compute threads."""
+        loop = asyncio.get_running_loop()
+        while self._free and (batch := self._take()):
+            self._free -= 1
+            task = loop.run_in_executor(self._threads, self._work, [job for job, _ in batch])
+            task.add_done_callback(partial(self._finish, batch))
+
+    def _take(self) -> list[Entry]:
+        """The first waiting request and those that fit beside it, in order of arrival."""
+        alive = [entry for entry in self._waiting if not entry[1].done()]
+        if not alive:
+            self._waiting.clear()
+            return []
+        (first, _), rows = alive[0], 0
+        batch: list[Entry] = []
+        alone = first.cut not in self._joinable
+        left: deque[Entry] = deque()
+        for entry in alive:
+            job = entry[0]
+            full = batch and (alone or rows + job.rows > self._max_batch)
+            if job.key == first.key and not full:
+                batch.append(entry)
+                rows += job.rows
+            else:
+                left.append(entry)
+        self._waiting = left
+        return batch
+
+    def _finish(
+        self, batch: Sequence[Entry], task: asyncio.Future[list[Done | DovetailError]]
+    ) -> None:
+        self._free += 1
+        error = task.exception()
+        results = [error] * len(batch) if error else task.result()
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        self._start()
+
+    def _work(self, jobs: Sequence[Job]) -> list[Done | DovetailError]:
+        """Decode, compute and encode a batch; runs in a compute thread."""
+        started = time.perf_counter()
+        results: list[Done | DovetailError | None] = [None] * len(jobs)
+        envs: dict[int, Mapping[str, Array]] = {}
+        for index, job in enumerate(jobs):
+            try:
+                envs[index] = job.decode()
+            except DovetailError as error:
+                results[index] = error
+        if not envs:
+            return [result for result in results if result is not None]
+        joined = _join(list(envs.values()))
+        decoded = time.perf_counter()
+        try:
+            live, seconds = self._runtime.run(joined, jobs[0].cut, self._stop)
+        except DovetailError as error:
+            if len(jobs) == 1:
+                return [error]
+            return [self._work([job])[0] for job in jobs]  # so only the one at fault fails
+        computed, offset = time.perf_counter(), 0
+        for index in envs:
+            job, begin = jobs[index], time.perf_counter()
+            rows = slice(offset, offset + job.rows)
+            outputs = live if len(envs) == 1 else {name: a[rows] for name, a in live.items()}
+            offset += job.rows
+            answer = job.encode(outputs)
+            results[index] = Done(
+                answer,
+                queue=started - job.arrived,
+                decode=decoded - started,
+                compute=max(seconds, computed - decoded),
+                encode=time.perf_counter() - begin,
+            )
+        return [result for result in results if result is not None]
+
+
+def joinable(config: BundleConfig, cut: int) -> bool:
+    """Whether requests that enter at `cut` may be computed together.
+
+    They may where every row's answer is its own and everything that crosses or is answered has
+    the batch as axis 0.
+    """
+    specs = [config.spec(name) for name in config.crossing(cut)]
+    specs += config.remote_outputs(cut)
+    return (
+        config.batch is not None
+        and all(segment.row_wise for segment in config.segments[cut:])
+        and all(spec.shape[:1] == (config.batch,) for spec in specs)
+    )
+
+
+def _join(envs: Sequence[Mapping[str, Array]]) -> Mapping[str, Array]:
+    if len(envs) == 1:
+        return envs[0]
+    return {name: np.concatenate([env[name] for env in envs]) for name in envs[0]}
+
+
+def _expire(future: asyncio.Future[Done]) -> None:
+    if not future.done():
+        future.set_exception(
+            DeadlineExceeded("the request's time ran out in the tail; allow more, or send less")
+        )
