@@ -35,6 +35,7 @@ errors apart without parsing text: the CLI (exit code), HTTP servers (status cod
     │   ├── TailUnavailable          refused, hung, cut or gone
     │   ├── Overloaded               the tail's queue is full
     │   └── DeadlineExceeded         504
+    ├── PoolFailed                   a pool that does not start, or an application in it that fails
     └── MissingTool            exit 3: a missing tool, extra or permission
 """
 
@@ -200,6 +201,10 @@ class DeadlineExceeded(Unavailable):
     """No answer could be made before the request's deadline."""
 
     http_status = 504
+
+
+class PoolFailed(DovetailError):
+    """The pool did not start, or what was put into it did not run."""
 
 
 class MissingTool(DovetailError):
