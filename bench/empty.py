@@ -1,0 +1,57 @@
+"""The empty handler: what the ingress itself costs.
+
+Takes a body, waits for its last byte, answers with as many bytes as it was told. Written the way
+that costs least (a plain route, no argument injection), behind the same ingress and with the same
+settings as the tail, so that a comparison with it is hard on the tail.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+from starlette.requests import Request
+from starlette.responses import Response
+
+NAME = "bench-empty"
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The Serve application.
+
+    Args:
+        args: {"answer": bytes of each answer}.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    content = bytes(int(args["answer"]))
+
+    async def take(request: Request) -> Response:
+        await request.body()
+        return Response(content, media_type="application/octet-stream")
+
+    app.add_route("/infer", take, methods=["POST"])
+
+    @serve.deployment(name="Empty")
+    @serve.ingress(app)
+    class Empty:
+        """One replica."""
+
+    return Empty.bind()  # type: ignore[attr-defined, no-any-return]  # untyped library
+
+
+def application(answer: int) -> dict[str, Any]:
+    """Its entry in a Serve config."""
+    return {
+        "name": NAME,
+        "route_prefix": f"/{NAME}",
+        "import_path": "bench.empty:build",
+        "args": {"answer": answer},
+        "deployments": [
+            {
+                "name": "Empty",
+                "num_replicas": 1,
+                "max_ongoing_requests": 1000,
+                "ray_actor_options": {"num_cpus": 0.1},
+            }
+        ],
+    }
