@@ -1,0 +1,136 @@
+"""Which rungs are worth a place on the ladder.
+
+A rung is a cut and a codec. Six segments and eight codecs make fifty of them, and most are never
+the best choice for anyone. A rung is kept when it wins under some condition of the sweep for some
+user: one who wants least latency or most throughput, whose raw input may or may not leave the
+device, and whose device holds the whole model or only the first few segments.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dovetail.bundle import BundleConfig, rung_id
+from dovetail.codecs import ACTIVATION_FAMILIES, IMAGE_FAMILIES, INPUT_FAMILIES, CodecSet
+from dovetail.ladder import Conditions, Ladder, RungCost, sweep
+from dovetail.runtime import SegmentRuntime
+from dovetail.tensor import FLOATS
+from dovetail_partitioner.calibrate import walk
+from dovetail_partitioner.progress import Report
+from dovetail_partitioner.rows import Rows
+
+Times = NDArray[np.float64]
+
+
+def candidates(config: BundleConfig, allowed: Collection[str] | None) -> dict[str, tuple[int, str]]:
+    """Every cut with every codec that changes something there, by rung id.
+
+    Args:
+        config: the bundle's description, with codec tables.
+        allowed: codecs that may be used; None for all. `raw` on `cloud` and `edge` always is.
+    """
+    last = len(config.segments)
+    found = {rung_id(0, "raw", last): (0, "raw"), rung_id(last, "raw", last): (last, "raw")}
+    for cut in range(last):
+        for codec in _codecs(config, cut):
+            if allowed is None or codec in allowed:
+                found[rung_id(cut, codec, last)] = (cut, codec)
+    return found
+
+
+def coded_bytes(
+    config: BundleConfig,
+    runtime: SegmentRuntime,
+    rows: Rows,
+    rungs: Mapping[str, tuple[int, str]],
+    *,
+    report: Report,
+) -> dict[str, float]:
+    """Mean bytes of one row's crossing tensors, coded, by rung id; 0 for the edge rung."""
+    codecs = CodecSet(config)
+    total = dict.fromkeys(rungs, 0)
+    for done, row in enumerate(rows):
+        report("measuring coded sizes", done, rows.count)
+        for at, env in walk(config, runtime, row):
+            for rung, (cut, codec) in rungs.items():
+                if cut == at:
+                    sent = codecs.pack(codec, env, config.crossing(cut))
+                    total[rung] += sum(len(tensor.data) for tensor in sent)
+    return {rung: size / rows.count for rung, size in total.items()}
+
+
+def winners(ladder: Ladder, segments: int) -> frozenset[str]:
+    """Ids of the rungs that are best for someone, somewhere in the sweep."""
+    rungs = ladder.rungs
+    conditions = tuple(sweep())
+    best: set[str] = set()
+    for score in (_latency, _period):
+        times = np.array([[score(rung, at) for at in conditions] for rung in rungs])
+        for deepest in range(segments + 1):
+            for shallowest in (0, 1):
+                inside = [i for i, r in enumerate(rungs) if shallowest <= r.cut <= deepest]
+                if inside:
+                    firsts = times[inside].argmin(axis=0)
+                    best.update(rungs[inside[int(i)]].id for i in np.unique(firsts))
+    return frozenset(best)
+
+
+@dataclass(frozen=True, slots=True)
+class BestAt:
+    """Where in the sweep a rung has the least latency, over all rungs of its ladder.
+
+    Attributes:
+        share: part of the sweep's conditions, 0 to 1.
+        bandwidth: least and most bytes per second; None where it is best nowhere.
+        edge: least and most edge seconds per profiled second; None where it is best nowhere.
+    """
+
+    share: float
+    bandwidth: tuple[float, float] | None
+    edge: tuple[float, float] | None
+
+
+def best_at(ladder: Ladder) -> dict[str, BestAt]:
+    """For each rung, the conditions under which it is the fastest."""
+    conditions = tuple(sweep())
+    won: dict[str, list[Conditions]] = {rung.id: [] for rung in ladder.rungs}
+    for at in conditions:
+        won[ladder.best(at).id].append(at)
+    return {rung: _range(points, len(conditions)) for rung, points in won.items()}
+
+
+def _range(points: list[Conditions], count: int) -> BestAt:
+    if not points:
+        return BestAt(0.0, None, None)
+    bandwidths = [at.bandwidth for at in points]
+    edges = [at.edge for at in points]
+    return BestAt(len(points) / count, (min(bandwidths), max(bandwidths)), (min(edges), max(edges)))
+
+
+def _codecs(config: BundleConfig, cut: int) -> list[str]:
+    specs = [config.spec(name) for name in config.crossing(cut)]
+    floats = {spec.dtype for spec in specs if spec.dtype in FLOATS}
+    names = {spec.name for spec in specs}
+    found = []
+    for family in (INPUT_FAMILIES if cut == 0 else ACTIVATION_FAMILIES) if floats else ("raw",):
+        halved = family == "fp16" and floats == {"float16"}
+        pixels = family == "uint8" and config.image is not None and config.image.input in names
+        missing = family in ("int8", "int4", "uint8") and family not in config.affine
+        if not halved and (pixels or not missing):
+            found += [family, f"{family}-zstd"]
+    if cut == 0 and config.image is not None:
+        found += IMAGE_FAMILIES
+    return found
+
+
+def _latency(rung: RungCost, at: Conditions) -> float:
+    return rung.predict(at).total
+
+
+def _period(rung: RungCost, at: Conditions) -> float:
+    """Seconds between two answers when device, wire and cloud work on different requests."""
+    parts = rung.predict(at)
+    wire = parts.network - at.rtt if rung.crosses else 0.0
+    return max(parts.head + parts.encode, wire, parts.decode + parts.tail)
