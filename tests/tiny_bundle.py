@@ -27,12 +27,11 @@ from dovetail.bundle import (
     RungSpec,
     Segment,
     WeightGroup,
-    canonical_json,
-    digest_of,
     rung_id,
 )
 from dovetail.codecs import CodecSet
 from dovetail.ladder import CodecCost, CostProfile, Ladder
+from dovetail.layout import canonical_json, digest_of
 from dovetail.plan import Plan
 from dovetail.runtime import SegmentRuntime
 from dovetail.tensor import Array, TensorSpec

@@ -17,28 +17,31 @@ separates load as one session, on devices without the onnx package.
 References: OCI Image Format v1.1 (image-layout, manifest); protobuf encoding, "Last One Wins".
 """
 
-import hashlib
-import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Final, Literal
 
-from pydantic import ValidationError
-
-from dovetail.errors import BundleCorrupt, BundleError, UnknownRung
-from dovetail.tensor import Document, TensorSpec
+from dovetail.errors import BundleError, UnknownRung
+from dovetail.layout import (
+    Digest,
+    LayoutWriter,
+    blob_dir,
+    canonical_json,
+    open_layout,
+    parse,
+    read_blob,
+    verify_blob,
+)
+from dovetail.tensor import FLOATS, Document, TensorSpec
 
 ARTIFACT_TYPE = "application/vnd.dovetail.bundle.v1"
 CONFIG_TYPE = "application/vnd.dovetail.bundle.config.v1+json"
 BLOB_TYPE = "application/vnd.dovetail.bundle.blob.v1"
-MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
-INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 FORMAT: Final = "dovetail.dev/bundle.v1"
 
-_CHUNK = 1 << 20
+_LEAST_SCALE = 1e-30  # its inverse is still a float32
+_MOST_ZERO = 1 << 22  # beyond it float32 has no half steps left to round
 
 
 class Image(Document):
@@ -57,6 +60,11 @@ class Image(Document):
     scale: float = 1.0 / 255.0
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+
+    def fits(self, channels: int | str) -> bool:
+        """Whether the figures can be undone, for that many channels."""
+        counts = {len(self.mean), len(self.std)}
+        return channels in (1, 3) and counts <= {1, channels} and 0 not in (*self.std, self.scale)
 
 
 class ModelInfo(Document):
@@ -85,7 +93,7 @@ class Segment(Document):
         row_wise: whether a row's answer is independent of its neighbours in a batch.
     """
 
-    nodes: str
+    nodes: Digest
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     row_wise: bool = True
@@ -101,8 +109,8 @@ class WeightGroup(Document):
     """
 
     segments: tuple[int, ...]
-    initializers: str
-    data: str | None = None
+    initializers: Digest
+    data: Digest | None = None
 
 
 class Affine(Document):
@@ -117,6 +125,16 @@ class Affine(Document):
     axis: int | None
     scale: tuple[float, ...]
     zero: tuple[int, ...]
+
+    def fits(self, shape: Sequence[int | str]) -> bool:
+        """Whether the table has one usable scale and zero a channel of a tensor of that shape."""
+        if self.axis is None:
+            count: int | str = 1
+        else:
+            count = shape[self.axis] if 0 <= self.axis < len(shape) else 0
+        usable = all(_LEAST_SCALE <= scale <= 1 / _LEAST_SCALE for scale in self.scale)
+        bounded = all(abs(zero) <= _MOST_ZERO for zero in self.zero)
+        return len(self.scale) == count == len(self.zero) and usable and bounded
 
 
 class RungSpec(Document):
@@ -163,7 +181,7 @@ class BundleConfig(Document):
 
     format: Literal["dovetail.dev/bundle.v1"] = FORMAT
     model: ModelInfo
-    header: str
+    header: Digest
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     tensors: tuple[TensorSpec, ...]
@@ -173,7 +191,7 @@ class BundleConfig(Document):
     image: Image | None = None
     affine: Mapping[str, Mapping[str, Affine]] = {}
     rungs: tuple[RungSpec, ...]
-    proof: str
+    proof: Digest
 
     def crossing(self, cut: int) -> tuple[str, ...]:
         """Tensors that cross at `cut`, in a fixed order; none for the edge rung.
@@ -218,120 +236,30 @@ def rung_id(cut: int, codec: str, segments: int) -> str:
     return base if codec == "raw" else f"{base}-{codec}"
 
 
-def digest_of(data: bytes) -> str:
-    """Name of a blob: `sha256:` and the hex digest of its bytes."""
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def canonical_json(value: object) -> bytes:
-    """JSON with one spelling: sorted keys, no spaces, UTF-8, shortest floats."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
-
-
-class BundleWriter:
-    """Writes a bundle; nothing is visible at `path` before `commit`.
-
-    Use as a context manager: leaving it without `commit` removes every byte written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._temp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        self._blobs = self._temp / "blobs" / "sha256"
-        self._blobs.mkdir(parents=True)
-        self._sizes: dict[str, int] = {}
-        self._documents: set[str] = set()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        shutil.rmtree(self._temp, ignore_errors=True)
-
-    def add(self, data: bytes | memoryview) -> str:
-        """Store a blob and return its digest; the same bytes are stored once."""
-        return self.add_stream(iter((data,)))
-
-    def add_stream(self, chunks: Iterator[bytes | memoryview]) -> str:
-        """Store a blob from chunks, so that a large one is never in memory whole."""
-        digest, size = self._store(chunks)
-        self._sizes[digest] = size
-        return digest
+class BundleWriter(LayoutWriter):
+    """Writes a bundle; nothing is visible before `commit`, nothing is left without it."""
 
     def draft(self, config: BundleConfig) -> "Bundle":
         """Open what has been added so far as a bundle described by `config`.
 
         Segments must run before they can be proved, and the proof is part of the bundle. A draft
-        may be read until the writer is left; it leaves no trace in what `commit` writes.
+        can be read until the writer is left, and leaves no trace in what `commit` writes.
         """
-        self._describe(config)
+        self._describe(ARTIFACT_TYPE, CONFIG_TYPE, BLOB_TYPE, _dumped(config))
         return Bundle(self._temp)
 
     def commit(self, config: BundleConfig) -> str:
-        """Write config, manifest and index, move the layout into place; returns the version."""
-        digest = self._describe(config)
-        self._temp.chmod(0o755)
-        _swap(self._temp, self._path)
-        return digest
+        """Write config, manifest and index, move the layout into place; returns the version.
 
-    def _store(self, chunks: Iterator[bytes | memoryview]) -> tuple[str, int]:
-        sha, size = hashlib.sha256(), 0
-        with tempfile.NamedTemporaryFile(dir=self._blobs, delete=False) as file:
-            for chunk in chunks:
-                sha.update(chunk)
-                size += len(chunk)
-                file.write(chunk)
-        Path(file.name).chmod(0o644)
-        Path(file.name).rename(self._blobs / sha.hexdigest())
-        return "sha256:" + sha.hexdigest(), size
-
-    def _describe(self, config: BundleConfig) -> str:
-        """Write the documents that name the blobs; those of an earlier draft go."""
-        for name in self._documents - {_hex(digest) for digest in self._sizes}:
-            (self._blobs / name).unlink(missing_ok=True)
-        config_bytes = canonical_json(config.model_dump(mode="json", by_alias=True))
-        config_digest, _ = self._store(iter((config_bytes,)))
-        manifest = canonical_json(
-            {
-                "schemaVersion": 2,
-                "mediaType": MANIFEST_TYPE,
-                "artifactType": ARTIFACT_TYPE,
-                "config": _descriptor(CONFIG_TYPE, config_digest, len(config_bytes)),
-                "layers": [
-                    _descriptor(BLOB_TYPE, d, size) for d, size in sorted(self._sizes.items())
-                ],
-            }
-        )
-        digest, _ = self._store(iter((manifest,)))
-        self._documents = {_hex(config_digest), _hex(digest)}
-        index = {
-            "schemaVersion": 2,
-            "mediaType": INDEX_TYPE,
-            "manifests": [_descriptor(MANIFEST_TYPE, digest, len(manifest))],
-        }
-        (self._temp / "index.json").write_bytes(canonical_json(index))
-        (self._temp / "oci-layout").write_bytes(canonical_json({"imageLayoutVersion": "1.0.0"}))
-        return digest
+        Raises:
+            BundleError: the description contradicts itself, see `check_config`.
+        """
+        check_config(config)
+        return self.finish(ARTIFACT_TYPE, CONFIG_TYPE, BLOB_TYPE, _dumped(config))
 
 
-def _descriptor(media_type: str, digest: str, size: int) -> dict[str, object]:
-    return {"mediaType": media_type, "digest": digest, "size": size}
-
-
-def _swap(new: Path, path: Path) -> None:
-    """Put `new` at `path`; an old bundle there is replaced, anything else is refused."""
-    if path.exists():
-        if not (path / "oci-layout").is_file() and any(path.iterdir()):
-            raise BundleError(f"{path} exists and is not a bundle; choose another folder")
-        old = new.with_name(new.name + ".old")
-        path.rename(old)
-        new.rename(path)
-        shutil.rmtree(old)
-    else:
-        new.rename(path)
+def _dumped(config: BundleConfig) -> bytes:
+    return canonical_json(config.model_dump(mode="json", by_alias=True))
 
 
 class Bundle:
@@ -341,19 +269,18 @@ class Bundle:
         path: folder of the OCI image layout.
 
     Raises:
-        BundleError: not a bundle, or of another format.
-        BundleCorrupt: index, manifest or config do not have the digests they are named by.
+        BundleError: not a bundle, of another format, or one that contradicts itself.
+        BundleCorrupt: manifest or config do not have the digests they are named by.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.digest, self._sizes, config = _open(path)
-        try:
-            self.config = BundleConfig.model_validate_json(config)
-        except ValidationError as error:
-            raise BundleError(
-                f"{path}: the bundle's config is not {FORMAT}: {error.errors()[0]['msg']}"
-            ) from error
+        self.digest, self._sizes, config = open_layout(path, ARTIFACT_TYPE)
+        self._verified: set[str] = set()
+        self.config = parse(BundleConfig, config, path)
+        check_config(self.config)
+        for digest in self.needs(0, len(self.config.segments)):
+            self.blob_path(digest)
 
     @property
     def version(self) -> str:
@@ -368,7 +295,7 @@ class Bundle:
     @property
     def blob_dir(self) -> Path:
         """Folder in which external data locations are resolved."""
-        return self.path / "blobs" / "sha256"
+        return blob_dir(self.path)
 
     def blob_path(self, digest: str) -> Path:
         """Path of a blob the manifest names; raises `BundleError` for any other digest."""
@@ -378,7 +305,7 @@ class Bundle:
 
     def read(self, digest: str) -> bytes:
         """Read a blob whole and check its digest."""
-        return _checked(self.blob_path(digest), digest)
+        return read_blob(self.blob_path(digest).parent, digest, self._sizes[digest])
 
     def needs(self, first: int, last: int) -> Sequence[str]:
         """Digests of the blobs that segments first…last-1 need."""
@@ -391,75 +318,76 @@ class Bundle:
                     digests.add(group.data)
         return sorted(digests)
 
+    def ensure(self, digests: Iterable[str]) -> None:
+        """Check blobs that are about to be loaded, each once in this object's life.
+
+        Weights are mapped, not read, so nothing else would notice a changed byte in them.
+
+        Raises:
+            BundleCorrupt: a blob does not have the digest it is named by.
+        """
+        for digest in digests:
+            if digest not in self._verified:
+                verify_blob(self.blob_path(digest).parent, digest, self._sizes[digest])
+                self._verified.add(digest)
+
     def verify(self) -> None:
         """Check size and digest of every blob; raises `BundleCorrupt` naming the first bad one."""
         for digest, size in self._sizes.items():
-            _verify(self.blob_path(digest), digest, size)
+            verify_blob(self.blob_dir, digest, size)
 
 
-def _open(path: Path) -> tuple[str, dict[str, int], bytes]:
-    blobs = path / "blobs" / "sha256"
-    try:
-        layout = json.loads((path / "oci-layout").read_bytes())
-        index = json.loads((path / "index.json").read_bytes())
-        [entry] = index["manifests"]
-        digest = entry["digest"]
-        if layout["imageLayoutVersion"] != "1.0.0":
-            raise BundleError(
-                f"{path}: OCI image layout {layout['imageLayoutVersion']} is not 1.0.0"
-            )
-    except FileNotFoundError as error:
-        raise BundleError(
-            f"{path} is not a bundle: {Path(error.filename).name} is missing; "
-            "make one with `dovetail partition MODEL --bundle DIR`"
-        ) from error
-    except (ValueError, KeyError, TypeError, NotADirectoryError) as error:
-        raise BundleError(f"{path} is not a bundle: index.json is damaged ({error})") from error
-    manifest_bytes = _checked(blobs / _hex(digest), digest)
-    manifest = json.loads(manifest_bytes)
-    if manifest.get("artifactType") != ARTIFACT_TYPE:
-        raise BundleError(
-            f"{path}: artifact type {manifest.get('artifactType')!r} is not {ARTIFACT_TYPE!r}"
-        )
-    sizes = {layer["digest"]: layer["size"] for layer in manifest["layers"]}
-    for name in sizes:
-        _hex(name)
-    config = manifest["config"]
-    sizes[config["digest"]] = config["size"]
-    return digest, sizes, _checked(blobs / _hex(config["digest"]), config["digest"])
+def check_config(config: BundleConfig) -> None:
+    """Check that a description fits itself, so that nothing later meets a name it does not know.
+
+    Raises:
+        BundleError: a tensor without a declaration, a segment, group or rung out of range, an
+            image or a quantisation table that does not fit its tensor.
+    """
+    for problem in (*_segment_problems(config), *_rung_problems(config), *_codec_problems(config)):
+        raise BundleError(f"the bundle of model {config.model.name!r} is not valid: {problem}")
 
 
-def _hex(digest: object) -> str:
-    """File name of a digest; anything that is not one could name a path outside the bundle."""
-    text = str(digest).removeprefix("sha256:")
-    if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
-        raise BundleError(f"{digest!r} is not a sha256 digest")
-    return text
+def _segment_problems(config: BundleConfig) -> Iterator[str]:
+    specs = (*config.inputs, *config.outputs, *config.tensors)
+    declared = {spec.name for spec in specs}
+    if len(declared) != len({(spec.name, spec.dtype, spec.shape) for spec in specs}):
+        yield "a tensor is declared twice, in two ways"
+    made = {spec.name for spec in config.inputs}
+    for index, segment in enumerate(config.segments):
+        if strange := set(segment.reads) - made:
+            yield f"segment {index} reads {sorted(strange)}, which nothing before it makes"
+        if strange := set(segment.writes) - declared:
+            yield f"segment {index} writes {sorted(strange)}, which are not declared"
+        made.update(segment.writes)
+    if strange := {spec.name for spec in config.outputs} - made:
+        yield f"no segment makes the outputs {sorted(strange)}"
+    for group in config.groups:
+        if not group.segments or not set(group.segments) <= set(range(len(config.segments))):
+            yield f"a weight group belongs to segments {list(group.segments)}"
 
 
-def _checked(path: Path, digest: str) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BundleCorrupt(f"blob {digest} cannot be read: {error.strerror}") from error
-    if digest_of(data) != digest:
-        raise BundleCorrupt(
-            f"blob {digest} has other bytes than its name says; fetch the bundle again"
-        )
-    return data
+def _rung_problems(config: BundleConfig) -> Iterator[str]:
+    count = len(config.segments)
+    if len({rung.id for rung in config.rungs}) != len(config.rungs):
+        yield "two rungs have one id"
+    for rung in config.rungs:
+        if not 0 <= rung.cut <= count or rung.id != rung_id(rung.cut, rung.codec, count):
+            yield f"rung {rung.id!r} is not cut {rung.cut} of {count} segments with {rung.codec!r}"
 
 
-def _verify(path: Path, digest: str, size: int) -> None:
-    sha = hashlib.sha256()
-    try:
-        found = path.stat().st_size
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                sha.update(chunk)
-    except OSError as error:
-        raise BundleCorrupt(f"blob {digest} cannot be read: {error.strerror}") from error
-    if found != size or "sha256:" + sha.hexdigest() != digest:
-        raise BundleCorrupt(
-            f"blob {digest} has other bytes than its name says "
-            f"({found} bytes, {size} expected); fetch the bundle again"
-        )
+def _codec_problems(config: BundleConfig) -> Iterator[str]:
+    specs = {spec.name: spec for spec in (*config.inputs, *config.tensors)}
+    image = config.image
+    if image is not None:
+        spec = next((one for one in config.inputs if one.name == image.input), None)
+        if spec is None or spec.dtype not in FLOATS or len(spec.shape) != 4:
+            yield f"the image {image.input!r} is not a float input of rank 4"
+        elif not image.fits(spec.shape[1] if image.layout == "NCHW" else spec.shape[3]):
+            yield f"the image's scale, mean and std do not fit input {image.input!r}"
+    for family, tables in config.affine.items():
+        for name, table in tables.items():
+            if name not in specs or specs[name].dtype not in FLOATS:
+                yield f"the {family!r} table of {name!r} is for no float tensor"
+            elif not table.fits(specs[name].shape):
+                yield f"the {family!r} table of {name!r} does not fit {list(specs[name].shape)}"

@@ -2,20 +2,26 @@
 
 Three vocabularies meet here and nowhere else: numpy dtype names (ours), ONNX `elem_type` numbers
 (what a segment's inputs and outputs are declared with) and Open Inference Protocol datatypes (the
-wire). A symbolic dimension is a string; only the batch dimension, axis 0, may be symbolic.
+wire). A symbolic dimension is a string; only the batch dimension may be symbolic. It is axis 0 of
+most tensors, though a recurrent network's state may have it elsewhere.
+
+What arrives from a peer is checked here before numpy sees it: numpy answers an absurd shape with
+errors of its own, and believes any byte of a bool.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from dovetail.errors import InvalidTensor
 
 Array = NDArray[Any]
+Buffer = bytes | bytearray | memoryview
 
 # numpy dtype, ONNX elem_type, Open Inference Protocol datatype.
 _DTYPES: tuple[tuple[str, int, str], ...] = (
@@ -40,11 +46,21 @@ FLOATS = frozenset({"float16", "float32", "float64"})
 
 
 class Document(BaseModel):
-    """Base of every JSON document: frozen, camelCase outside, unknown fields refused."""
+    """Base of every JSON document: frozen, camelCase outside, unknown fields and NaN refused."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        populate_by_name=True,
+        allow_inf_nan=False,  # one NaN among costs and every comparison of rungs is undefined
     )
+
+
+def _known_dtype(name: str) -> str:
+    if name not in ONNX_TYPE:
+        raise ValueError(f"dtype {name!r} is not one of {sorted(ONNX_TYPE)}")
+    return name
 
 
 class TensorSpec(Document):
@@ -57,7 +73,7 @@ class TensorSpec(Document):
     """
 
     name: str
-    dtype: str
+    dtype: Annotated[str, AfterValidator(_known_dtype)]
     shape: tuple[Annotated[int, Field(ge=0)] | str, ...]
 
     @property
@@ -73,23 +89,47 @@ class TensorSpec(Document):
         return count * np.dtype(self.dtype).itemsize
 
     def check(self, array: Array) -> None:
-        """Raise `InvalidTensor` unless dtype and shape fit this declaration."""
-        if array.dtype.name != self.dtype:
+        """Raise `InvalidTensor` unless dtype, byte order and shape fit this declaration."""
+        if array.dtype != np.dtype(self.dtype):
             raise InvalidTensor(
-                f"input {self.name!r} has dtype {array.dtype.name}, the model expects "
+                f"tensor {self.name!r} has dtype {array.dtype}, the model expects "
                 f"{self.dtype}; convert it before sending"
             )
-        fits = len(array.shape) == len(self.shape) and all(
+        self.check_shape(array.shape)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise `InvalidTensor` unless a shape fits this declaration and is not empty."""
+        fits = len(shape) == len(self.shape) and all(
             isinstance(want, str) or want == got
-            for want, got in zip(self.shape, array.shape, strict=True)
+            for want, got in zip(self.shape, shape, strict=True)
         )
-        if not fits:
+        if not fits or any(dim < 1 for dim in shape):
             raise InvalidTensor(
-                f"input {self.name!r} has shape {list(array.shape)}, the model expects "
-                f"{list(self.shape)}"
+                f"tensor {self.name!r} has shape {list(shape)}, the model expects "
+                f"{list(self.shape)}, no dimension of it 0"
             )
-        if 0 in array.shape:
-            raise InvalidTensor(f"input {self.name!r} is empty: shape {list(array.shape)}")
+
+
+def from_bytes(name: str, data: Buffer, dtype: str, shape: Sequence[int]) -> Array:
+    """View little-endian bytes as an array; they are copied only where they are not aligned.
+
+    Raises:
+        InvalidTensor: the byte count is not shape x dtype, a bool is neither 0 nor 1, or the
+            shape is one that no array can have.
+    """
+    want = math.prod(shape) * np.dtype(dtype).itemsize
+    if len(data) != want:
+        raise InvalidTensor(
+            f"tensor {name!r} has {len(data)} bytes, {dtype}{list(shape)} needs {want}"
+        )
+    flat = np.frombuffer(data, np.uint8)
+    if dtype == "bool" and flat.size and flat.max() > 1:
+        raise InvalidTensor(f"tensor {name!r} is bool and has bytes other than 0 and 1")
+    try:
+        array = flat.view(dtype).reshape(shape)
+    except ValueError as error:  # an empty array may still claim a shape beyond the address space
+        raise InvalidTensor(f"tensor {name!r}: {list(shape)} is not a shape: {error}") from error
+    return array if array.flags.aligned else array.copy()
 
 
 def check_inputs(specs: Sequence[TensorSpec], feed: Mapping[str, Array]) -> int:
