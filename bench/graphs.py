@@ -5,12 +5,12 @@ some from up to five layers back (skip connections). Sizes shrink with depth the
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bench.stats import Floats
 from dovetail_partitioner.graph import Graph, Op, TensorInfo
 
 
-def layered(ops: int, seed: int) -> tuple[Graph, NDArray[np.float64]]:
+def layered(ops: int, seed: int) -> tuple[Graph, Floats]:
     """Make a graph and seconds for each of its ops.
 
     Args:
