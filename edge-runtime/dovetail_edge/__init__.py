@@ -1,1 +1,7 @@
-"""The edge runtime: runs the head, sends the crossing tensors, answers alone when the cloud is gone."""
+"""The edge runtime: runs the head, sends what crosses, answers alone when the cloud is gone."""
+
+from dovetail_edge.request import Answer
+from dovetail_edge.session import Session
+from dovetail_edge.status import Status
+
+__all__ = ["Answer", "Session", "Status"]

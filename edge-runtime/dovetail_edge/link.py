@@ -1,0 +1,324 @@
+"""The link: kept-alive HTTP/1.1 connections to the tail, and one exchange on one of them.
+
+Why not a client library: while a request waits for the tail, its own thread must be able to begin
+the edge's continuation at a given moment, also while the body is still being sent over a slow
+link, and to leave as soon as that continuation is done. No client offers that without a thread or
+an event loop in between, and those hops cost more than the exchange itself. What is left is small:
+one non-blocking socket, `poll`, and httptools (the parser uvicorn uses) for the answers.
+
+What it prevents: a connection on which anything went wrong, or whose answer was not waited for, is
+closed and never used again, so an answer can't reach a request it was not made for. Answers are
+bounded before they are read. Names are resolved only in the constructor and in `resolve`, which
+the background thread calls: a resolver that hangs while offline must not hold a request.
+
+Trade-off: no TLS here; it ends in a gateway.
+"""
+
+import contextlib
+import errno
+import math
+import os
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import httptools
+
+from dovetail.errors import DeadlineExceeded, ManifestError, TailUnavailable
+from dovetail.tensor import Buffer
+
+_CHUNK = 64 << 10
+_MAX_HEADERS = 32 << 10
+_MAX_IDLE = 8  # connections kept; more only while more requests are under way
+
+
+class Overtaken(Exception):
+    """What an alarm began was done before the tail answered."""
+
+
+class Alarm(Protocol):
+    """Something to begin at a moment while an exchange waits.
+
+    Attributes:
+        at: when, on `time.monotonic`.
+    """
+
+    at: float
+
+    def ring(self) -> int:
+        """Begin, once; returns a file descriptor that turns readable when it is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An HTTP request.
+
+    Attributes:
+        method: HTTP method.
+        path: path below the endpoint, starting with a slash.
+        headers: headers beside Host and Content-Length.
+        body: the body.
+        limit: most bytes of body that an answer may have.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Buffer = b""
+    limit: int = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An HTTP answer.
+
+    Attributes:
+        status: status code.
+        headers: by lower-case name.
+        body: the body, in memory of its own.
+        seconds: from the first byte sent to the last byte received.
+        connect: seconds spent connecting before that; 0 on a kept connection.
+        sent: bytes of the request's body.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytearray
+    seconds: float
+    connect: float
+    sent: int
+
+
+class TailLink:
+    """Connections to one endpoint; safe to use from many threads.
+
+    Args:
+        endpoint: `http://host:port[/prefix]`.
+
+    Raises:
+        ManifestError: the endpoint is not such a URL.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        parts = urlsplit(endpoint)
+        try:
+            port = parts.port or 80
+        except ValueError:
+            port = 0
+        if parts.scheme != "http" or not parts.hostname or not port:
+            raise ManifestError(f"endpoint {endpoint!r} is not http://host:port[/prefix]")
+        self.endpoint = endpoint
+        self._host, self._port, self._prefix = parts.hostname, port, parts.path.rstrip("/")
+        self._addresses: list[tuple[int, tuple[object, ...]]] = []
+        self._idle: deque[socket.socket] = deque()
+        self.resolve()
+
+    def resolve(self) -> None:
+        """Look the host up; the last addresses are kept where that fails."""
+        with contextlib.suppress(OSError):
+            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            self._addresses = [(family, address) for family, _, _, _, address in found]
+
+    def call(
+        self, call: Call, until: float, *, alarm: Alarm | None = None, fresh: bool = False
+    ) -> Reply:
+        """Send a request and wait for the answer.
+
+        Args:
+            call: the request.
+            until: when to give up, on `time.monotonic`.
+            alarm: what to begin if the answer takes long.
+            fresh: whether a kept connection must not be used.
+
+        Raises:
+            DeadlineExceeded: no answer by `until`.
+            Overtaken: what the alarm began is done.
+            TailUnavailable: refused, cut off, or not answered in HTTP.
+        """
+        wait = _Wait(until, alarm)
+        begin = time.monotonic()
+        sock = (None if fresh else self._kept()) or self._connect(wait)
+        connected = time.monotonic()
+        try:
+            reader = _converse(sock, self._head(call), call, wait)
+        except BaseException:
+            sock.close()
+            raise
+        done = time.monotonic()
+        if reader.keep and len(self._idle) < _MAX_IDLE:
+            self._idle.append(sock)
+        else:
+            sock.close()
+        return Reply(
+            reader.status,
+            reader.headers,
+            reader.body,
+            done - connected,
+            connected - begin,
+            len(call.body),
+        )
+
+    def close(self) -> None:
+        """Close the kept connections."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def _kept(self) -> socket.socket | None:
+        """A kept connection that the peer has not closed."""
+        while True:
+            try:
+                sock = self._idle.pop()
+            except IndexError:
+                return None
+            try:
+                sock.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                return sock
+            except OSError:
+                pass
+            sock.close()  # closed by the peer, or it spoke unasked
+
+    def _connect(self, wait: "_Wait") -> socket.socket:
+        problem = "its name does not resolve"
+        for family, address in self._addresses:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                code = sock.connect_ex(address)
+                if code == errno.EINPROGRESS:
+                    wait.ready(sock, select.POLLOUT)
+                    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            except BaseException:
+                sock.close()
+                raise
+            if code == 0:
+                return sock
+            sock.close()
+            problem = os.strerror(code)
+        raise TailUnavailable(f"cannot connect to the tail at {self.endpoint}: {problem}")
+
+    def _head(self, call: Call) -> bytes:
+        lines = [
+            f"{call.method} {self._prefix}{call.path} HTTP/1.1",
+            f"Host: {self._host}:{self._port}",
+            f"Content-Length: {len(call.body)}",
+            *(f"{name}: {value}" for name, value in call.headers.items()),
+            "\r\n",
+        ]
+        return "\r\n".join(lines).encode("latin-1")
+
+
+class _Wait:
+    """Waits for a socket, rings the alarm when it is time, and gives up in the end."""
+
+    def __init__(self, until: float, alarm: Alarm | None) -> None:
+        self._until, self._alarm = until, alarm
+        self._done = -1  # the alarm's file descriptor, once rung
+
+    def ready(self, sock: socket.socket, events: int) -> None:
+        poll = select.poll()
+        poll.register(sock, events)
+        if self._done >= 0:
+            poll.register(self._done, select.POLLIN)
+        while True:
+            limit, now = self._until, time.monotonic()
+            if self._alarm is not None and self._done < 0:
+                if now >= self._alarm.at:
+                    self._done = self._alarm.ring()
+                    poll.register(self._done, select.POLLIN)
+                else:
+                    limit = min(limit, self._alarm.at)
+            if now >= self._until:
+                raise DeadlineExceeded("the tail did not answer in time")
+            pause = None if math.isinf(limit) else math.ceil((limit - now) * 1e3)
+            ready = {descriptor for descriptor, _ in poll.poll(pause)}
+            if sock.fileno() in ready:
+                return
+            if ready:
+                raise Overtaken
+
+
+class _Reader:
+    """What httptools calls while it parses an answer."""
+
+    def __init__(self, limit: int) -> None:
+        self.headers: dict[str, str] = {}
+        self.body = bytearray()
+        self.done = self.keep = False
+        self.status = 0
+        self._limit, self._head_bytes, self._in_head = limit, 0, True
+        self._parser = httptools.HttpResponseParser(self)
+
+    def feed(self, data: memoryview) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            raise TailUnavailable(f"the tail's answer is not HTTP: {error}") from error
+        if self._in_head and self._head_bytes > _MAX_HEADERS:
+            raise TailUnavailable(f"the tail's answer has over {_MAX_HEADERS} bytes of headers")
+        if len(self.body) > self._limit:
+            raise TailUnavailable(f"the tail's answer is larger than {self._limit} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self.status = self._parser.get_status_code()
+
+    def on_body(self, data: bytes) -> None:
+        self.body += data
+
+    def on_message_complete(self) -> None:
+        self.done = True
+        self.keep = self._parser.should_keep_alive()
+
+
+def _converse(sock: socket.socket, head: bytes, call: Call, wait: _Wait) -> _Reader:
+    """Send head and body; read the answer, which may begin before the body is sent."""
+    reader = _Reader(call.limit)
+    parts = [memoryview(head), memoryview(call.body)]
+    buffer = memoryview(bytearray(_CHUNK))
+    try:
+        while not reader.done:
+            parts = _send(sock, parts)
+            wait.ready(sock, select.POLLIN | (select.POLLOUT if parts else 0))
+            _receive(sock, reader, buffer)
+    except OSError as error:
+        raise TailUnavailable(f"the connection to the tail broke: {error.strerror}") from error
+    if parts:
+        reader.keep = False  # answered early: the rest of the body was never sent
+    return reader
+
+
+def _send(sock: socket.socket, parts: list[memoryview]) -> list[memoryview]:
+    """Send what the socket takes; returns what is left."""
+    left = [part for part in parts if part]
+    if left:
+        with contextlib.suppress(BlockingIOError):
+            sent = sock.sendmsg(left)
+            while left and sent >= len(left[0]):
+                sent -= len(left.pop(0))
+            if left:
+                left[0] = left[0][sent:]
+    return left
+
+
+def _receive(sock: socket.socket, reader: _Reader, buffer: memoryview) -> None:
+    """Read what has arrived, if anything."""
+    while not reader.done:
+        try:
+            size = sock.recv_into(buffer)
+        except BlockingIOError:
+            return
+        if size == 0:
+            raise TailUnavailable("the tail closed the connection before its answer was complete")
+        reader.feed(buffer[:size])

@@ -1,0 +1,172 @@
+"""The edge's background talk with the tail: samples, plans, and probes of link and tail.
+
+None of it is on a request's path, and all of it stops where it would hurt: samples are sent as one
+mergeable window and at most a twentieth of the time, a failed call makes the next one wait longer,
+and an idle device only asks for its plan every few seconds.
+
+What leaves: a sample holds counts, seconds and bytes, nothing made from a tensor's values; a probe
+holds zeros. Under `Private` not even samples and probes leave, only the plan is asked for, by a
+request without a body.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from dovetail.errors import DovetailError
+from dovetail.measure import Sample, Window
+from dovetail.plan import Plan
+from dovetail_edge.breaker import Breaker
+from dovetail_edge.hand import Hand
+from dovetail_edge.tail import Tail
+
+log = logging.getLogger("dovetail.edge")
+
+_TIMEOUT = 3.0
+_REPORT_EVERY, _PROBE_EVERY, _POLL_EVERY = 1.0, 2.0, 3.0
+_SHARE = 20  # a report that took s seconds is followed by no other for 20 s
+_MOST_PROBE = 64 << 10
+_FLOWING = 3.0  # seconds after a request in which more are expected
+_BUSY_PAUSE = 0.1
+_LONGEST_QUIET = 8.0
+
+
+class Reporter:
+    """Talks to the tail from a thread of its own.
+
+    Args:
+        tail: the tail.
+        hand: gets the link's measurements.
+        breaker: is told whether the tail is back.
+        adopt: takes over a plan.
+    """
+
+    def __init__(
+        self, tail: Tail, hand: Hand, breaker: Breaker, adopt: Callable[[Plan], object]
+    ) -> None:
+        self._tail, self._hand, self._breaker, self._adopt = tail, hand, breaker, adopt
+        self._lock = threading.Lock()
+        self._window = Window()
+        self._wake, self._stop = threading.Event(), False
+        never = -1e9
+        self._seen_at = self._reported_at = self._tripped_at = self._polled_at = never
+        self._report_pause, self._quiet, self._quiet_until = _REPORT_EVERY, 0.0, never
+        self._asked = 0
+        self._thread = threading.Thread(target=self._run, name="dovetail-reporter", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def add(self, sample: Sample) -> None:
+        """Count a sample in the window that is sent next."""
+        with self._lock:
+            self._window.add(sample)
+        idle = self._seen_at < time.monotonic() - _FLOWING
+        self._seen_at = time.monotonic()
+        if idle or self._tail.stale:
+            self._wake.set()
+
+    def close(self) -> None:
+        """Stop; a window that is not sent yet is dropped."""
+        self._stop = True
+        self._wake.set()
+        self._thread.join(_TIMEOUT + 1)
+
+    def _run(self) -> None:
+        while not self._stop:
+            now = time.monotonic()
+            try:
+                self._step(now)
+                self._quiet = 0.0
+            except DovetailError as error:
+                log.info("the tail cannot be reached: %s", error)
+                self._quiet = min(max(2 * self._quiet, 0.5), _LONGEST_QUIET)
+                self._quiet_until = time.monotonic() + self._quiet
+                self._tail.link.resolve()
+            except Exception:  # a defect here must not end plans and probes for good
+                log.exception("the reporter failed")
+                self._quiet_until = time.monotonic() + _LONGEST_QUIET
+            flowing = time.monotonic() - self._seen_at < _FLOWING
+            self._wake.wait(_BUSY_PAUSE if flowing else _POLL_EVERY)
+            self._wake.clear()
+
+    def _step(self, now: float) -> None:
+        if self._breaker.probe_due(now):
+            self._probe_tail()
+        if now < self._quiet_until or self._breaker.is_open:
+            return
+        if self._tail.stale or self._tail.generation > max(self._asked, self._generation):
+            self._poll(now)
+        private = self._hand.routes.plan.privacy == "Private"
+        if not private and now - self._seen_at < _FLOWING:
+            self._probe_link(now)
+            if now - self._reported_at >= self._report_pause:
+                self._report(now)
+        elif now - self._polled_at >= _POLL_EVERY:
+            self._poll(now)
+
+    @property
+    def _generation(self) -> int:
+        return self._hand.routes.plan.generation
+
+    def _poll(self, now: float) -> None:
+        self._polled_at = now
+        plan = self._tail.plan(_TIMEOUT)
+        self._asked, self._tail.stale = self._tail.generation, False
+        if plan is not None:
+            self._adopt(plan)
+
+    def _probe_tail(self) -> None:
+        """Ask whether a tail that was given up is back."""
+        good = False
+        try:
+            self._probe(self._probe_size())
+            good = True
+        finally:
+            self._breaker.probed(time.monotonic(), good=good)
+
+    def _probe_link(self, now: float) -> None:
+        """Keep the link's estimate fresh while requests flow, also when none of them crosses."""
+        if now - self._tripped_at >= _PROBE_EVERY:
+            self._tripped_at = now
+            self._hand.tripped(self._tail.probe(0, _TIMEOUT), time.monotonic())
+        if self._hand.link_age(now) >= _PROBE_EVERY:
+            self._probe(self._probe_size())
+
+    def _probe(self, size: int) -> None:
+        begin = time.monotonic()
+        try:
+            seconds = self._tail.probe(size, _TIMEOUT)
+        except DovetailError:
+            seconds = time.monotonic() - begin
+            if seconds >= _TIMEOUT:  # at least as slow as that
+                self._hand.crossed(size, seconds, time.monotonic())
+            raise
+        self._hand.crossed(size, seconds, time.monotonic())
+
+    def _probe_size(self) -> int:
+        """Bytes of the cheapest rung that crosses, within bounds."""
+        sizes = [r.rung.bytes_up for r in self._hand.routes.by_rung.values() if r.rung.crosses]
+        return int(min(max(min(sizes, default=1024.0), 1024.0), _MOST_PROBE))
+
+    def _report(self, now: float) -> None:
+        with self._lock:
+            window, self._window = self._window, Window()
+        if not window.count:
+            return
+        link = self._hand.link(now)
+        sent = Window()
+        sent.merge(window)
+        if link is not None:
+            sent.add_link(link)
+        try:
+            self._tail.samples(sent, self._hand.routes.plan.device_class, _TIMEOUT)
+        except DovetailError:
+            with self._lock:
+                self._window.merge(window)
+            raise
+        took = time.monotonic() - now
+        self._reported_at = now
+        self._report_pause = max(_REPORT_EVERY, _SHARE * took)
