@@ -1,0 +1,322 @@
+"""The exact best cut of a graph for given prices, by minimum s-t cuts.
+
+    Cost(X) = edge price of X + cloud price outside X
+            + price of sending every crossing tensor, each once
+            + price of sending back every graph output made outside X
+
+over all downsets X. In the network each op is a vertex whose side is the side it runs on (source =
+edge), each tensor an auxiliary vertex that is on the cloud side as soon as one reader is, so a
+tensor with many readers is paid for once. Forbidden arcs keep X closed under predecessors.
+
+Two things make this exact *and* fast on deep networks. Augmenting paths in the plain network are as
+long as the model is deep, and Dinic's algorithm pays for each length: 10 000 ops took 1.8 s. But
+most models have *gates*: ops that are ancestor or descendant of every other op. A downset either
+holds a gate and all before it or neither it nor anything after it, so every cut lies between two
+neighbouring gates, and the network falls apart into small independent ones, solved in one call.
+And blocks that cannot beat the best prefix of the op order are left out beforehand.
+
+scipy's maximum flow counts in int32 and overflows without a word. So capacities are scaled by a
+power of two to sum to less than 2^29, with one capacity above that sum for "forbidden". A capacity
+larger than what the block can still gain is clipped there: no useful cut pays it, and the scale is
+left to what matters.
+
+The structure depends on the graph alone and is built once; a solve only fills in capacities.
+
+References: Picard, "Maximal Closure of a Graph", 1976; Dinic, 1970; the gates are the vertices
+that are comparable to all in the order of the DAG.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
+from dovetail_partitioner.graph import Graph
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+_SUM: Final = 1 << 29
+_FORBIDDEN: Final = 1 << 30
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a cut of a graph costs, all in one unit, none negative.
+
+    Attributes:
+        edge: of running each op on the edge, float64 [ops]; inf where it cannot.
+        cloud: of running each op in the cloud and of sending down the graph outputs it makes,
+            float64 [ops]; inf where it cannot.
+        up: of sending each tensor up, float64 [tensors], in the order of `Graph.tensors`; inf
+            where it may not cross.
+    """
+
+    edge: Floats
+    cloud: Floats
+    up: Floats
+
+
+class _Layout:
+    """What depends on the graph alone: positions, gates, blocks and arcs.
+
+    Block `j` holds the ops strictly between gates `j` and `j + 1`; gate 0 stands before the first
+    op, the last one behind the last op.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.ops = len(graph.ops)
+        self.tensors = len(graph.tensors)
+        number = {name: index for index, name in enumerate(graph.tensors)}
+        reads = [(number[n], op.index) for op in graph.ops for n in dict.fromkeys(op.reads)]
+        self.read, self.reader = np.array(reads, dtype=np.int64).reshape(-1, 2).T
+        self.maker = np.full(self.tensors, -1, dtype=np.int64)
+        for name, index in graph.producer.items():
+            self.maker[number[name]] = index
+        self.last = np.full(self.tensors, -1, dtype=np.int64)
+        np.maximum.at(self.last, self.read, self.reader)
+        self.gates = np.concatenate([[-1], self._gates(), [self.ops]])
+        self.block = np.searchsorted(self.gates, np.arange(self.ops), side="right") - 1
+        self.inner = ~np.isin(np.arange(self.ops), self.gates)
+        # Tensors made at or before gate `j` and read at or after gate `j + 1` jump over block `j`.
+        self.jump_from = np.searchsorted(self.gates, self.maker, side="left")
+        self.jump_to = np.searchsorted(self.gates, self.last, side="right") - 1
+        self._arcs()
+
+    def _gates(self) -> Ints:
+        """Ops comparable to all others, ascending.
+
+        Every earlier op leads to `v` if each has a successor no later than `v`; every later one
+        comes from `v` if each has a predecessor no earlier than `v`.
+        """
+        made = self.maker[self.read] >= 0
+        before, after = self.maker[self.read][made], self.reader[made]
+        soonest = np.full(self.ops, self.ops, dtype=np.int64)
+        np.minimum.at(soonest, before, after)
+        latest = np.full(self.ops, -1, dtype=np.int64)
+        np.maximum.at(latest, after, before)
+        reach = np.concatenate([[-1], np.maximum.accumulate(soonest)[:-1]])
+        depend = np.concatenate([np.minimum.accumulate(latest[::-1])[::-1][1:], [self.ops]])
+        index = np.arange(self.ops)
+        return index[(reach <= index) & (depend >= index)]
+
+    def _arcs(self) -> None:
+        """Arcs of all blocks in one network, each with its reverse, sorted.
+
+        Priced arcs come in four families: source to op, op to sink, maker (or source) to the
+        tensor's vertex, maker to sink for tensors that are read behind the block.
+        """
+        ops = np.flatnonzero(self.inner)
+        used = self.inner[self.reader]
+        pair = np.unique(np.stack([self.read[used], self.block[self.reader[used]]], axis=1), axis=0)
+        exit_gate = self.gates[pair[:, 1] + 1]
+        pair = pair[self.last[pair[:, 0]] < exit_gate]  # the others cross or leave anyway
+        inside = self._made_inside(pair[:, 0], pair[:, 1])
+        vertex = self.ops + np.arange(len(pair))
+        self.source, self.sink = self.ops + len(pair), self.ops + len(pair) + 1
+        start = np.where(inside, self.maker[pair[:, 0]], self.source)
+        leaving = np.flatnonzero(self._leaves())
+        self.arc_tail = np.concatenate(
+            [np.full(len(ops), self.source), ops, start, self.maker[leaving]]
+        )
+        self.arc_head = np.concatenate(
+            [ops, np.full(len(ops), self.sink), vertex, np.full(len(leaving), self.sink)]
+        )
+        self.arc_block = np.concatenate(
+            [self.block[ops], self.block[ops], pair[:, 1], self.block[self.maker[leaving]]]
+        )
+        self.priced_ops, self.priced_tensors = ops, np.concatenate([pair[:, 0], leaving])
+        self._lay_out(*self._forbidden(pair, vertex))
+
+    def _made_inside(self, tensor: Ints, block: Ints) -> Mask:
+        """Whether a tensor is made by an inner op of the block."""
+        maker = self.maker[tensor]
+        return (maker >= 0) & self.inner[maker] & (self.block[maker] == block)
+
+    def _leaves(self) -> Mask:
+        """Whether a tensor is made by an inner op and read behind its block."""
+        exit_gate = self.gates[np.minimum(self.block[self.maker] + 1, len(self.gates) - 1)]
+        return (self.maker >= 0) & self.inner[self.maker] & (self.last >= exit_gate)
+
+    def _forbidden(self, pair: Ints, vertex: Ints) -> tuple[Ints, Ints]:
+        """Arcs that no cut may cross: tensor to reader, and reader to maker."""
+        blocks = len(self.gates)
+        keys = pair[:, 0] * blocks + pair[:, 1]
+        used = self.inner[self.reader]
+        wanted = self.read[used] * blocks + self.block[self.reader[used]]
+        place = np.searchsorted(keys, wanted)
+        found = np.zeros(len(wanted), dtype=np.bool_)
+        known = place < len(keys)
+        found[known] = keys[place[known]] == wanted[known]
+        inside = used & self._made_inside(self.read, self.block[self.reader])
+        tail = np.concatenate([vertex[place[found]], self.reader[inside]])
+        head = np.concatenate([self.reader[used][found], self.maker[self.read[inside]]])
+        return tail, head
+
+    def _lay_out(self, tail: Ints, head: Ints) -> None:
+        size = self.sink + 1
+        tails, heads = np.concatenate([self.arc_tail, tail]), np.concatenate([self.arc_head, head])
+        keys = np.concatenate([tails * size + heads, heads * size + tails])
+        unique, slot = np.unique(keys, return_inverse=True)
+        self.slot = slot[: len(self.arc_tail)]
+        self.forbidden = slot[len(self.arc_tail) : len(tails)]
+        self.indices = (unique % size).astype(np.int32)
+        self.indptr = np.searchsorted(unique // size, np.arange(size + 1)).astype(np.int32)
+        self.size = size
+
+
+class MinCut:
+    """Solves minimum cuts of one graph.
+
+    Args:
+        graph: the graph, contracted or not; it has at least one op.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._at = _Layout(graph)
+
+    def crossing(self, head: Mask) -> Mask:
+        """Which tensors cross when the ops in `head` run on the edge, bool [tensors]."""
+        at = self._at
+        made = np.where(at.maker >= 0, head[at.maker], True)
+        wanted = np.zeros(at.tensors, dtype=np.bool_)
+        wanted[at.read[~head[at.reader]]] = True
+        crossing: Mask = made & wanted
+        return crossing
+
+    def price(self, prices: Prices, head: Mask) -> float:
+        """Price of one cut."""
+        total = prices.edge[head].sum() + prices.cloud[~head].sum()
+        return float(total + prices.up[self.crossing(head)].sum())
+
+    def solve(self, prices: Prices) -> Mask:
+        """Find a cheapest downset.
+
+        Args:
+            prices: what a cut costs.
+
+        Returns:
+            bool [ops], true for the ops that run on the edge.
+
+        Raises:
+            ValueError: every cut has an infinite price.
+        """
+        at = self._at
+        chosen, bound = self._incumbent(prices)
+        shared = np.minimum(prices.edge, prices.cloud)
+        inner = np.bincount(
+            at.block[at.inner], weights=shared[at.inner], minlength=len(at.gates) - 1
+        )
+        least = self._outside_blocks(prices) + inner
+        slack = bound - least
+        if not np.any(slack > 0):
+            return chosen
+        edge_side, value = self._solve_blocks(prices, shared, np.maximum(slack, 0.0))
+        total = np.where(slack > 0, least + value, np.inf)
+        block = int(np.argmin(total))
+        if total[block] < bound:
+            chosen = np.arange(at.ops) <= at.gates[block]
+            mine = at.inner & (at.block == block)
+            chosen[mine] = edge_side[mine]
+        return chosen
+
+    def _incumbent(self, prices: Prices) -> tuple[Mask, float]:
+        """The best prefix of the op order; the smallest feasible cut where no prefix is."""
+        at = self._at
+        crossing = _ranges(at.maker + 1, at.last + 1, prices.up, at.ops + 1)
+        total = _before(prices.edge) + _before(prices.cloud[::-1])[::-1] + crossing
+        best = int(np.argmin(total))
+        head = np.arange(at.ops) < best
+        if np.isfinite(total[best]):
+            return head, float(total[best])
+        head = self._smallest(prices)
+        price = self.price(prices, head)
+        if not np.isfinite(price):
+            raise ValueError("every cut has an infinite price")
+        return head, price
+
+    def _smallest(self, prices: Prices) -> Mask:
+        """The smallest downset that holds what the cloud may not, and crosses what may cross."""
+        at = self._at
+        head = np.isinf(prices.cloud)
+        while True:
+            grown = head.copy()
+            makers = at.maker[at.read[grown[at.reader]]]
+            grown[makers[makers >= 0]] = True
+            stuck = self.crossing(grown) & np.isinf(prices.up)
+            grown[at.reader[stuck[at.read]]] = True
+            if np.array_equal(grown, head):
+                return head
+            head = grown
+
+    def _outside_blocks(self, prices: Prices) -> Floats:
+        """Per block, the price of everything outside it if the cut is inside."""
+        at = self._at
+        count = len(at.gates) - 1
+        edge = _before(prices.edge)[at.gates[:-1] + 1]
+        cloud = _before(prices.cloud[::-1])[::-1][at.gates[1:]]
+        jumping = _ranges(at.jump_from, at.jump_to, prices.up, count)
+        return np.asarray(edge + cloud + jumping)
+
+    def _solve_blocks(self, prices: Prices, shared: Floats, slack: Floats) -> tuple[Mask, Floats]:
+        """Cut every block that has slack; returns op sides and, per block, price over `shared`."""
+        at = self._at
+        inner = at.priced_ops
+        cost: Floats = np.concatenate(
+            [
+                (prices.cloud - shared)[inner],
+                (prices.edge - shared)[inner],
+                prices.up[at.priced_tensors],
+            ]
+        )
+        data = np.zeros(len(at.indices), dtype=np.int64)
+        np.add.at(data, at.slot, _scaled(np.minimum(cost, slack[at.arc_block])))
+        data[at.forbidden] = _FORBIDDEN
+        network = csr_array((data.astype(np.int32), at.indices, at.indptr), (at.size, at.size))
+        flow = maximum_flow(network, at.source, at.sink)
+        network.data = network.data - flow.flow.data
+        network.eliminate_zeros()
+        reached = breadth_first_order(network, at.source, return_predecessors=False)
+        side = np.zeros(at.size, dtype=np.bool_)
+        side[reached] = True
+        paid = side[at.arc_tail] & ~side[at.arc_head]
+        value = np.bincount(at.arc_block[paid], weights=cost[paid], minlength=len(slack))
+        return side[: at.ops], value.astype(np.float64)
+
+
+def _scaled(capacities: Floats) -> NDArray[np.int64]:
+    """Integers in proportion to `capacities` that sum to less than 2^29."""
+    total = float(capacities.sum())
+    if total == 0.0:
+        return np.zeros(len(capacities), dtype=np.int64)
+    scale = 2.0 ** np.floor(np.log2((_SUM - len(capacities) - 1) / total))
+    scaled: NDArray[np.int64] = np.rint(capacities * scale).astype(np.int64)
+    assert int(scaled.sum()) < _SUM, "capacities overflow what scipy counts in"
+    return scaled
+
+
+def _before(values: Floats) -> Floats:
+    """Sums of the first 0, 1, …, n values, infinite from the first infinite one on."""
+    finite = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    sums[1:][np.cumsum(~finite) > 0] = np.inf
+    return sums
+
+
+def _ranges(start: Ints, stop: Ints, values: Floats, length: int) -> Floats:
+    """Add `values[i]` to every position from `start[i]` to before `stop[i]`."""
+    real = start < stop
+    start, stop, values = start[real], stop[real], values[real]
+    finite = np.isfinite(values)
+    steps, blocked = np.zeros(length + 1), np.zeros(length + 1)
+    np.add.at(steps, start, np.where(finite, values, 0.0))
+    np.add.at(steps, stop, np.where(finite, -values, 0.0))
+    np.add.at(blocked, start, ~finite)
+    np.add.at(blocked, stop, -1.0 * ~finite)
+    sums = np.cumsum(steps)[:length]
+    sums[np.cumsum(blocked)[:length] > 0] = np.inf
+    return sums
