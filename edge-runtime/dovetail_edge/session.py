@@ -20,7 +20,7 @@ from dovetail import telemetry
 from dovetail.bundle import Bundle
 from dovetail.control import KEPT_MOVES, Move
 from dovetail.errors import DovetailError, InvalidMessage
-from dovetail.measure import Sample
+from dovetail.measure import Sample, Window
 from dovetail.plan import Plan
 from dovetail.tensor import Array, check_inputs
 from dovetail_edge import store
@@ -85,7 +85,7 @@ class Session:
         self._adopting = threading.Lock()
         self._samples: deque[tuple[Sample, int]] = deque()
         self._news, self._closed = threading.Event(), threading.Event()
-        self._outcomes: Counter[str] = Counter()
+        self._totals, self._counting = Window(), threading.Lock()
         self._moves: deque[Move] = deque(maxlen=KEPT_MOVES)
         self._longest_switch = 0.0
         telemetry.plan_generation.set(plan.generation)
@@ -191,6 +191,11 @@ class Session:
         """What this edge is doing now."""
         hand, plan = self._means.hand, self.plan
         link = hand.link(time.monotonic())
+        with self._counting:
+            totals = self._totals.dump()
+            outcomes: Counter[str] = Counter()
+            for seen in self._totals.rungs.values():
+                outcomes.update(seen.outcomes)
         recent = {
             rung: RungStatus(
                 count=seen.count,
@@ -210,7 +215,8 @@ class Session:
             breaker=self._means.breaker.state,
             slowdown=self.slowdown,
             link=LinkStatus(rtt=link.rtt, seconds_per_byte=link.seconds_per_byte) if link else None,
-            outcomes=dict(self._outcomes),
+            outcomes=outcomes,
+            totals=totals,
             recent=recent,
             moves=tuple(self._moves),
             longest_switch=self._longest_switch,
@@ -256,7 +262,8 @@ class Session:
         now = time.monotonic()
         while self._samples:
             sample, rows = self._samples.popleft()
-            self._outcomes[sample.outcome] += 1
+            with self._counting:
+                self._totals.add(sample)
             self._means.hand.observe(sample, rows, now)
             self._reporter.add(sample)
             telemetry.record(sample)

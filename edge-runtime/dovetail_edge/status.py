@@ -1,6 +1,7 @@
 """What an edge says of itself: the document behind `GET /dovetail/status`."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from dovetail.control import Move
 from dovetail.tensor import Document
@@ -35,6 +36,7 @@ class Status(Document):
         slowdown: how many times slower the device is made; 1 where it is not.
         link: its link; None where it was not seen lately.
         outcomes: requests since the start by outcome.
+        totals: everything since the start, as `Window.dump` writes it.
         recent: what was seen in the last seconds, by rung.
         moves: the last moves, newest last.
         longest_switch: seconds the slowest of all moves took.
@@ -50,6 +52,7 @@ class Status(Document):
     slowdown: float
     link: LinkStatus | None
     outcomes: Mapping[str, int]
+    totals: Mapping[str, Any]
     recent: Mapping[str, RungStatus]
     moves: tuple[Move, ...]
     longest_switch: float
