@@ -26,6 +26,7 @@ from functools import partial
 
 import numpy as np
 
+from dovetail import telemetry
 from dovetail.bundle import BundleConfig
 from dovetail.errors import DeadlineExceeded, DovetailError, Overloaded
 from dovetail.runtime import SegmentRuntime
@@ -181,6 +182,7 @@ class Engine:
         if not envs:
             return [result for result in results if result is not None]
         joined = _join(list(envs.values()))
+        telemetry.batch_size.record(sum(jobs[index].rows for index in envs))
         decoded = time.perf_counter()
         try:
             live, seconds = self._runtime.run(joined, jobs[0].cut, self._stop)

@@ -66,16 +66,21 @@ class Access:
         named = request.headers.get(DEVICE_CLASS_HEADER)
         if not self._tokens:
             return named
-        value = request.headers.get("authorization", "")
-        if not value.lower().startswith(_BEARER):
-            raise Unauthorized("a bearer token is required: Authorization: Bearer TOKEN")
-        given = token_digest(value[len(_BEARER) :].strip())
+        given = token_digest(bearer_of(request))
         # Every token is compared, so that time says nothing about which one was close.
         owners = [name for name, want in self._tokens.items() if hmac.compare_digest(given, want)]
         if not owners or (named is not None and named not in owners):
             whose = f"device class {named!r}" if named else "any device class"
             raise Unauthorized(f"the bearer token is not valid for {whose}; join the device again")
         return named or owners[0]
+
+
+def bearer_of(request: Request) -> str:
+    """The bearer token a request brings; raises `Unauthorized` where it brings none."""
+    value = request.headers.get("authorization", "")
+    if not value.lower().startswith(_BEARER):
+        raise Unauthorized("a bearer token is required: Authorization: Bearer TOKEN")
+    return value[len(_BEARER) :].strip()
 
 
 def token_digest(token: str) -> str:

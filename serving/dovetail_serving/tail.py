@@ -9,37 +9,44 @@ replica.
 Reference: Open Inference Protocol v2 (REST); W3C Server Timing.
 """
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from opentelemetry.trace import SpanKind
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 from ray.serve import Application
 
+from dovetail import telemetry
 from dovetail.bundle import Bundle
-from dovetail.errors import DovetailError, UnknownRung
+from dovetail.errors import DovetailError, InvalidMessage, Unauthorized, UnknownPlan
+from dovetail.measure import Window
 from dovetail.plan import Plan
-from dovetail.pool import TAIL_DEPLOYMENT
+from dovetail.pool import LEDGER_APPLICATION, TAIL_DEPLOYMENT
 from dovetail.runtime import SegmentRuntime
 from dovetail.wire import (
+    DEVICE_CLASS_HEADER,
     HEADER_LENGTH,
     PLAN_HEADER,
     TIMING_HEADER,
-    error_body,
     format_timing,
 )
 from dovetail_serving.engine import Engine
 from dovetail_serving.intake import Access, Limits, deadline_of, read_body
-from dovetail_serving.model import Model
+from dovetail_serving.model import Call, Model
+from dovetail_serving.report import Reporter
+from dovetail_serving.routes import JSON_TYPE, application
 
 log = logging.getLogger("ray.serve")  # Serve's logger writes into the replica's own log file
 
 _PROBE_BYTES = 256 << 10
 _SAMPLES_BYTES = 256 << 10
-_JSON = "application/json"
+_SERVER = b'{"name":"dovetail-tail","version":"2","extensions":["binary_tensor_data"]}'
 
 
 class TailArgs(BaseModel):
@@ -74,14 +81,13 @@ class Tail:
     """One replica."""
 
     def __init__(self, args: TailArgs) -> None:
+        telemetry.setup("dovetail-tail")
         bundle = Bundle(args.bundle)
-        self._args, self._bundle = args, bundle
+        self._args = args
         self._model = Model(bundle, args.max_body_bytes)
-        runtime = SegmentRuntime(
-            bundle, {rung.cut for rung in bundle.config.rungs}, threads=args.threads
-        )
+        rungs = bundle.config.rungs
         self._engine = Engine(
-            runtime,
+            SegmentRuntime(bundle, {rung.cut for rung in rungs}, threads=args.threads),
             concurrency=args.concurrency,
             max_batch=args.max_batch,
             max_queue=args.max_queue,
@@ -89,97 +95,161 @@ class Tail:
         self._access = Access(args.tokens)
         self._limits = Limits(args.max_body_bytes, args.min_body_rate)
         self._plans: dict[str, Plan] = {}
-        self._plan_bodies: dict[str, bytes] = {}
+        self._reporter = Reporter(
+            serve.get_replica_context().replica_id.unique_id,
+            args.deployment,
+            bundle.version,
+            [rung.id for rung in rungs],
+            _push,
+        )
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over plans; never loads anything and never raises."""
         self._plans = adopt(self._plans, user_config, self._args.deployment)
-        self._plan_bodies = {
-            name: plan.model_dump_json(by_alias=True).encode() for name, plan in self._plans.items()
-        }
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The routes, bound to this replica."""
-        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         model = "/v2/models/{name}"
         version = model + "/versions/{version}"
-        for path, handler, method in (
-            ("/v2", self.server, "GET"),
-            ("/v2/health/live", self.health, "GET"),
-            ("/v2/health/ready", self.health, "GET"),
-            (model, self.metadata, "GET"),
-            (version, self.metadata, "GET"),
-            (model + "/ready", self.ready, "GET"),
-            (version + "/ready", self.ready, "GET"),
-            (model + "/infer", self.infer, "POST"),
-            (version + "/infer", self.infer, "POST"),
-            ("/dovetail/plan", self.plan, "GET"),
-            ("/dovetail/probe", self.probe, "POST"),
-        ):
-            # Plain routes: FastAPI's argument injection would cost more than an empty handler.
-            app.add_route(path, handler, methods=[method])
-        app.add_exception_handler(DovetailError, answer_error)
-        return app
+        return application(
+            [
+                ("GET", "/v2", self.server),
+                ("GET", "/v2/health/live", self.health),
+                ("GET", "/v2/health/ready", self.health),
+                ("GET", model, self.metadata),
+                ("GET", version, self.metadata),
+                ("GET", model + "/ready", self.ready),
+                ("GET", version + "/ready", self.ready),
+                ("POST", model + "/infer", self.infer),
+                ("POST", version + "/infer", self.infer),
+                ("GET", "/dovetail/plan", self.plan),
+                ("POST", "/dovetail/samples", self.samples),
+                ("POST", "/dovetail/probe", self.probe),
+            ],
+            self._lifespan,
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        self._reporter.start()
+        yield
+        await self._reporter.stop()
+        self._engine.close()
 
     async def infer(self, request: Request) -> Response:
         """Compute one request."""
-        deadline, device_class = deadline_of(request), self._access.admit(request)
-        call = self._model.call(request.path_params["name"], request.path_params.get("version"))
+        parent = telemetry.extract(request.headers)
+        if parent is None:
+            return await self._infer(request)
+        with telemetry.tracer.start_as_current_span(
+            telemetry.SPAN_TAIL, parent, kind=SpanKind.SERVER
+        ):
+            return await self._infer(request)
+
+    async def _infer(self, request: Request) -> Response:
+        try:
+            return await self._compute(request)
+        except DovetailError as error:
+            self._reporter.count(f"error.{error.code}")
+            raise
+
+    async def _compute(self, request: Request) -> Response:
+        deadline, device_class = deadline_of(request), self._admit(request)
+        call = self._call(request)
         body, recv = await read_body(request, self._limits)
         job = self._model.job(call, body, request.headers.get(HEADER_LENGTH), deadline)
         done = await self._engine.compute(job)
+        self._reporter.count("requests")
+        self._reporter.count("rows", job.rows)
         content, headers = done.answer
-        timing = {
-            "recv": recv,
-            "queue": done.queue,
-            "decode": done.decode,
-            "compute": done.compute,
-            "encode": done.encode,
-        }
-        headers[TIMING_HEADER] = format_timing(timing)
-        return Response(content, headers={**headers, **self._generation(device_class)})
+        timing = format_timing(
+            {
+                "recv": recv,
+                "queue": done.queue,
+                "decode": done.decode,
+                "compute": done.compute,
+                "encode": done.encode,
+            }
+        )
+        headers |= {TIMING_HEADER: timing, **self._generation(device_class)}
+        return Response(content, headers=headers)
 
     async def plan(self, request: Request) -> Response:
         """The plan of the caller's class."""
-        device_class = self._access.admit(request)
-        body = self._plan_bodies.get(device_class or "")
-        if body is None:
-            raise UnknownRung(
+        device_class = self._admit(request)
+        plan = self._plans.get(device_class or "")
+        if plan is None:
+            raise UnknownPlan(
                 f"no plan for device class {device_class!r}; there are plans for "
-                f"{sorted(self._plans)}"
+                f"{sorted(self._plans)}; name yours in {DEVICE_CLASS_HEADER}"
             )
-        return Response(body, media_type=_JSON, headers=self._generation(device_class))
+        body = plan.model_dump_json(by_alias=True)
+        return Response(body, headers=self._generation(device_class), media_type=JSON_TYPE)
+
+    async def samples(self, request: Request) -> Response:
+        """Take what an edge saw: {"deviceClass": …, "window": …}."""
+        device_class = self._admit(request)
+        body, _ = await read_body(request, Limits(_SAMPLES_BYTES, self._limits.rate))
+        named, window = _samples(body)
+        if device_class not in (None, named):
+            raise Unauthorized(
+                f"samples of class {named!r} came with the credential of {device_class!r}"
+            )
+        self._reporter.samples(named, window)
+        return Response(status_code=204, headers=self._generation(named))
 
     async def probe(self, request: Request) -> Response:
         """Take bytes and say how long they took: how an idle edge measures its link."""
-        device_class = self._access.admit(request)
+        device_class = self._admit(request)
         _, recv = await read_body(request, Limits(_PROBE_BYTES, self._limits.rate))
         headers = {TIMING_HEADER: format_timing({"recv": recv}), **self._generation(device_class)}
         return Response(status_code=204, headers=headers)
 
     async def metadata(self, request: Request) -> Response:
         """What a model takes and gives."""
-        self._access.admit(request)
-        call = self._model.call(request.path_params["name"], request.path_params.get("version"))
-        return Response(self._model.metadata(call), media_type=_JSON)
+        self._admit(request)
+        return Response(self._model.metadata(self._call(request)), media_type=JSON_TYPE)
 
     async def ready(self, request: Request) -> Response:
         """Whether a model can be called: it can, or this replica would not be here."""
-        self._model.call(request.path_params["name"], request.path_params.get("version"))
-        return Response(status_code=200)
+        self._call(request)
+        return Response()
 
     async def health(self, _: Request) -> Response:
         """Whether the replica is live and ready."""
-        return Response(status_code=200)
+        return Response()
 
     async def server(self, _: Request) -> Response:
         """The protocol's server metadata."""
-        content = b'{"name":"dovetail-tail","version":"1","extensions":["binary_tensor_data"]}'
-        return Response(content, media_type=_JSON)
+        return Response(_SERVER, media_type=JSON_TYPE)
+
+    def _admit(self, request: Request) -> str | None:
+        device_class = self._access.admit(request)
+        self._reporter.contact(device_class)
+        return device_class
+
+    def _call(self, request: Request) -> Call:
+        path = request.path_params
+        return self._model.call(path["name"], path.get("version"))
 
     def _generation(self, device_class: str | None) -> dict[str, str]:
         plan = self._plans.get(device_class or "")
         return {PLAN_HEADER: str(plan.generation)} if plan else {}
+
+
+async def _push(report: dict[str, Any]) -> None:
+    """Hand a report to the pool's ledger; raises where there is none."""
+    await serve.get_app_handle(LEDGER_APPLICATION).push.remote(report)
+
+
+def _samples(body: bytes) -> tuple[str, Window]:
+    try:
+        document = json.loads(body)
+        return str(document["deviceClass"]), Window.load(document["window"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InvalidMessage(
+            f'samples are {{"deviceClass": …, "window": …}}; this is not: {error!r}'
+        ) from error
 
 
 def adopt(
@@ -220,13 +290,6 @@ def _plan(document: object, deployment: str, device_class: str) -> Plan | None:
         )
         return None
     return plan
-
-
-async def answer_error(_: Request, error: Exception) -> Response:
-    """Spell a typed error as the protocol does, marked as ours."""
-    known = error if isinstance(error, DovetailError) else DovetailError(str(error))
-    body, headers = error_body(known)
-    return Response(body, status_code=known.http_status, headers=headers)
 
 
 def build(args: TailArgs) -> Application:
