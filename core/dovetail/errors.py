@@ -28,6 +28,8 @@ errors apart without parsing text: the CLI (exit code), HTTP servers (status cod
     │       ├── BodyTooLarge         413
     │       ├── BodyTooSlow          408
     │       ├── UnknownModel         404
+    │       ├── UnknownBlob          404
+    │       ├── UnknownPlan          404
     │       ├── UnknownVersion       409: a head never meets a tail of another version
     │       ├── Unauthorized         401: a bearer token missing or not for this class
     │       └── PrivacyRefused       403: the privacy class forbids what was asked
@@ -160,6 +162,18 @@ class BodyTooSlow(RequestError):
 
 class UnknownModel(RequestError):
     """No model of that name is served here."""
+
+    http_status = 404
+
+
+class UnknownBlob(RequestError):
+    """No bundle handed out here has a blob of that digest."""
+
+    http_status = 404
+
+
+class UnknownPlan(RequestError):
+    """There is no plan for that device class here."""
 
     http_status = 404
 
