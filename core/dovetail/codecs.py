@@ -12,7 +12,9 @@ live in the bundle, so nothing but codes crosses and head and tail cannot disagr
     jpeg90, jpeg75 raw input only, and only where it is declared an image
     …-zstd         any of them but jpeg, compressed without further loss
 
-Integer and boolean tensors are never made lossy: under every codec they cross as they are.
+Integer and boolean tensors are never made lossy: under every codec they cross as they are. What is
+out of a codec's range saturates. A tensor that holds NaN, for which codes and pixels have no place,
+crosses raw: the split answer must be as wrong as the whole model's, not a plausible number.
 
 References: Jacob et al., CVPR 2018 (affine quantisation); RFC 8878 (Zstandard); ITU-T T.81 (JPEG).
 """
@@ -29,8 +31,8 @@ from numpy.typing import NDArray
 
 from dovetail.bundle import Affine, BundleConfig, Image
 from dovetail.errors import InvalidTensor, MissingTool, UnknownRung
-from dovetail.tensor import FLOATS, Array, TensorSpec
-from dovetail.wire import Buffer, WireTensor
+from dovetail.tensor import FLOATS, Array, Buffer, TensorSpec, from_bytes
+from dovetail.wire import WireTensor, shape_of
 
 _ZSTD_LEVEL = 1
 _LENGTH = 4  # bytes of the length before each JPEG row
@@ -42,28 +44,37 @@ IMAGE_FAMILIES = ("jpeg90", "jpeg75")
 
 
 class Codec(Protocol):
-    """Turns one float tensor into bytes and back. Implementations are stateless."""
+    """Turns one float tensor into bytes and back. Implementations are stateless.
+
+    Attributes:
+        carries_nan: whether NaN comes out as NaN.
+    """
+
+    carries_nan: bool
 
     def encode(self, array: Array) -> Buffer:
-        """Bytes of a float array whose axis 0 is the batch."""
+        """Bytes of a tensor, of any batch size."""
 
     def decode(self, data: Buffer, shape: tuple[int, ...]) -> Array:
         """The float array of that shape; raises `InvalidTensor` on the wrong byte count."""
 
 
 class _Raw:
+    carries_nan = True
+
     def __init__(self, dtype: str) -> None:
-        self._dtype = np.dtype(dtype)
+        self._dtype = dtype
 
     def encode(self, array: Array) -> Buffer:
         return _bytes_of(array)
 
     def decode(self, data: Buffer, shape: tuple[int, ...]) -> Array:
-        _expect(data, math.prod(shape) * self._dtype.itemsize)
-        return np.frombuffer(data, self._dtype).reshape(shape)
+        return from_bytes("raw", data, self._dtype, shape)
 
 
 class _Half:
+    carries_nan = True
+
     def __init__(self, dtype: str) -> None:
         self._dtype = dtype
 
@@ -79,6 +90,8 @@ class _Half:
 class _Quantised:
     """Affine codes of 8 or 4 bits; two 4-bit codes share a byte, the first in the low half."""
 
+    carries_nan = False
+
     def __init__(self, table: Affine, rank: int, dtype: str, bits: int) -> None:
         shape = [1] * rank
         if table.axis is not None:
@@ -90,8 +103,10 @@ class _Quantised:
         self._top, self._bits, self._dtype = (1 << bits) - 1, bits, dtype
 
     def encode(self, array: Array) -> Buffer:
-        codes = array.astype(np.float32) * self._inverse
-        codes += self._zero
+        codes = np.empty(array.shape, np.float32)
+        with np.errstate(over="ignore"):  # what overflows saturates, as anything out of range
+            np.multiply(array, self._inverse, out=codes)
+        np.add(codes, self._zero, out=codes)
         np.rint(codes, out=codes)
         np.clip(codes, 0, self._top, out=codes)
         flat = codes.astype(np.uint8).reshape(-1)
@@ -118,6 +133,8 @@ class _Quantised:
 
 class _Pixels:
     """The 8-bit pixels an image input was made from, [N, H, W, C] uint8 on the wire."""
+
+    carries_nan = False
 
     def __init__(self, image: Image, dtype: str) -> None:
         self._mean = np.asarray(image.mean, np.float32)
@@ -154,6 +171,8 @@ class _Pixels:
 
 class _Jpeg:
     """One JPEG a row, each behind its length as a little-endian uint32."""
+
+    carries_nan = False
 
     def __init__(self, image: Image, dtype: str, quality: int) -> None:
         self._pixels, self._quality = _Pixels(image, dtype), quality
@@ -195,7 +214,7 @@ class _Jpeg:
                     f"JPEG is {image.mode} {image.size}, expected {mode} {(want[2], want[1])}"
                 )
             return np.asarray(image).reshape(want[1:])
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError) as error:
             raise InvalidTensor(f"the JPEG does not decode: {error}") from error
 
 
@@ -204,8 +223,9 @@ class _Zstd:
 
     _local = threading.local()
 
-    def __init__(self, inner: Codec) -> None:
-        self._inner = inner
+    def __init__(self, inner: Codec, itemsize: int) -> None:
+        self._inner, self._itemsize = inner, itemsize
+        self.carries_nan = inner.carries_nan
 
     def encode(self, array: Array) -> Buffer:
         if not hasattr(self._local, "compress"):
@@ -218,10 +238,11 @@ class _Zstd:
             self._local.expand = zstandard.ZstdDecompressor()
         try:
             size = zstandard.frame_content_size(data)
-            # The frame says how much it expands to; more than the raw tensor is never right.
-            if not 0 <= size <= math.prod(shape) * 8 + 8:
+            # The frame says how much it expands to; more than the raw tensor is never right, and
+            # nothing is allocated for a frame that says so.
+            if not 0 <= size <= math.prod(shape) * self._itemsize:
                 raise InvalidTensor(f"the zstd frame claims {size} bytes for shape {list(shape)}")
-            plain: bytes = self._local.expand.decompress(data)
+            plain: bytes = self._local.expand.decompress(data, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise InvalidTensor(f"the zstd frame does not decode: {error}") from error
         return self._inner.decode(plain, shape)
@@ -250,6 +271,8 @@ class CodecSet:
         packed = []
         for name in names:
             array, used = env[name], self.effective(codec, name)
+            if not self.of(used, name).carries_nan and np.isnan(array.max(initial=0)):
+                used = "raw"
             data = memoryview(self.of(used, name).encode(array))
             parameters = {"codec": used, "dtype": array.dtype.name, "shape": list(array.shape)}
             packed.append(WireTensor(name, "UINT8", (len(data),), data, parameters))
@@ -302,26 +325,24 @@ class CodecSet:
         return self._built[key]
 
     def _unpack_one(self, codec: str, tensor: WireTensor) -> Array:
-        spec = self._config.spec(tensor.name)
-        used, shape = self.effective(codec, tensor.name), tensor.parameters.get("shape")
-        if tensor.parameters.get("codec") != used or tensor.parameters.get("dtype") != spec.dtype:
+        spec, used = self._config.spec(tensor.name), self.effective(codec, tensor.name)
+        sent = (tensor.parameters.get("codec"), tensor.parameters.get("dtype"))
+        if sent not in ((used, spec.dtype), ("raw", spec.dtype)):
             raise InvalidTensor(
-                f"crossing tensor {tensor.name!r} is "
-                f"{tensor.parameters.get('codec')}/{tensor.parameters.get('dtype')}, "
+                f"crossing tensor {tensor.name!r} is {sent[0]}/{sent[1]}, "
                 f"this rung takes {used}/{spec.dtype}"
             )
-        if not isinstance(shape, list) or not all(isinstance(dim, int) for dim in shape):
-            raise InvalidTensor(f"crossing tensor {tensor.name!r}: {shape!r} is not a shape")
         # A declared shape is checked before bytes are decoded: it bounds what they may become.
-        spec.check(np.broadcast_to(np.zeros((), spec.dtype), tuple(shape)))
-        return self.of(used, tensor.name).decode(tensor.data, tuple(shape))
+        shape = shape_of(tensor.name, tensor.parameters.get("shape"))
+        spec.check_shape(shape)
+        return self.of(str(sent[0]), tensor.name).decode(tensor.data, shape)
 
     def _build(self, codec: str, spec: TensorSpec) -> Codec:
         family, _, packing = codec.partition("-")
         if packing not in ("", "zstd"):
             raise UnknownRung(f"unknown codec {codec!r}")
         plain = self._family(family, spec)
-        return _Zstd(plain) if packing else plain
+        return _Zstd(plain, np.dtype(spec.dtype).itemsize) if packing else plain
 
     def _family(self, family: str, spec: TensorSpec) -> Codec:
         image = self._config.image
@@ -332,7 +353,7 @@ class CodecSet:
         if image is not None and image.input == spec.name:
             if family == "uint8":
                 return _Pixels(image, spec.dtype)
-            if family.startswith("jpeg") and family[4:].isdigit():
+            if family in IMAGE_FAMILIES:
                 _require_pillow()
                 return _Jpeg(image, spec.dtype, int(family[4:]))
         table = self._config.affine.get(family, {}).get(spec.name)

@@ -17,9 +17,7 @@ from typing import Any, cast
 import numpy as np
 
 from dovetail.errors import DovetailError, InvalidMessage, InvalidTensor
-from dovetail.tensor import FROM_OIP, OIP_TYPE, Array
-
-Buffer = bytes | bytearray | memoryview
+from dovetail.tensor import FROM_OIP, OIP_TYPE, Array, Buffer, from_bytes
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 PLAN_HEADER = "Dovetail-Plan"
@@ -29,7 +27,9 @@ TIMEOUT_HEADER = "x-request-timeout-seconds"
 TIMING_HEADER = "Server-Timing"
 BINARY_TYPE = "application/octet-stream"
 
+_ALIGN = 16  # the header is padded with spaces, so that the first tensor can be used in place
 _MAX_RANK = 32
+_MAX_DIGITS = 18
 _MAX_HEADER = 4 << 20
 
 
@@ -46,26 +46,20 @@ class WireTensor:
     @classmethod
     def of(cls, name: str, array: Array, **parameters: object) -> "WireTensor":
         """Wrap an array without copying it where it is contiguous."""
-        flat = np.ascontiguousarray(array)
-        datatype = OIP_TYPE.get(flat.dtype.name)
+        datatype = OIP_TYPE.get(array.dtype.name)
         if datatype is None:
-            raise InvalidTensor(f"tensor {name!r}: dtype {flat.dtype.name} cannot be sent")
+            raise InvalidTensor(f"tensor {name!r}: dtype {array.dtype.name} cannot be sent")
+        flat = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         return cls(name, datatype, array.shape, flat.reshape(-1).view(np.uint8).data, parameters)
 
     def array(self) -> Array:
         """The tensor as an array that shares the message's memory.
 
         Raises:
-            InvalidTensor: unknown datatype, or a byte count that is not shape x dtype.
+            InvalidTensor: unknown datatype, a byte count that is not shape x dtype, or a bool that
+                is neither 0 nor 1.
         """
-        dtype = _dtype(self.name, self.datatype)
-        want = math.prod(self.shape) * dtype.itemsize
-        if len(self.data) != want:
-            raise InvalidTensor(
-                f"tensor {self.name!r} has {len(self.data)} bytes, "
-                f"{self.datatype}{list(self.shape)} needs {want}"
-            )
-        return np.frombuffer(self.data, dtype).reshape(self.shape)
+        return from_bytes(self.name, self.data, _dtype(self.name, self.datatype), self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,26 +198,40 @@ def format_timing(seconds: Mapping[str, float]) -> str:
 
 
 def parse_timing(value: str) -> dict[str, float]:
-    """Seconds by name from a `Server-Timing` value; what does not parse is left out."""
+    """Seconds by name from a `Server-Timing` value; what is not a duration is left out."""
     found: dict[str, float] = {}
     for entry in value.split(","):
         name, *fields = (part.strip() for part in entry.split(";"))
         for item in fields:
             key, _, number = item.partition("=")
             try:
-                if key == "dur":
-                    found[name] = float(number) / 1e3
+                seconds = float(number) / 1e3
             except ValueError:
                 continue
+            # NaN or a negative time from a peer would poison every average it enters.
+            if key == "dur" and 0 <= seconds < math.inf:
+                found[name] = seconds
     return found
 
 
-def _dtype(name: str, datatype: str) -> np.dtype[Any]:
+def shape_of(name: object, value: object) -> tuple[int, ...]:
+    """Read a shape that a peer declared; raises `InvalidTensor` unless it is a list of sizes."""
+    good = (
+        isinstance(value, list)
+        and len(value) <= _MAX_RANK
+        and all(isinstance(d, int) and not isinstance(d, bool) and 0 <= d < 2**40 for d in value)
+    )
+    if not good:
+        raise InvalidTensor(f"tensor {name!r}: {str(value)[:80]} is not a shape")
+    return tuple(cast("list[int]", value))
+
+
+def _dtype(name: str, datatype: str) -> str:
     if datatype not in FROM_OIP:
         raise InvalidTensor(
             f"tensor {name!r} has datatype {datatype!r}; supported are {sorted(FROM_OIP)}"
         )
-    return np.dtype(FROM_OIP[datatype])
+    return FROM_OIP[datatype]
 
 
 def _binary_entry(tensor: WireTensor) -> dict[str, Any]:
@@ -250,6 +258,7 @@ def _join(head: Mapping[str, Any], tensors: Iterable[WireTensor]) -> tuple[bytes
     text = json.dumps(head, separators=(",", ":")).encode()
     if not buffers:
         return text, {"Content-Type": "application/json"}
+    text += b" " * (-len(text) % _ALIGN)
     headers = {HEADER_LENGTH: str(len(text)), "Content-Type": BINARY_TYPE}
     return b"".join((text, *buffers)), headers
 
@@ -258,11 +267,16 @@ def _split(body: Buffer, header_length: str | None) -> tuple[dict[str, Any], mem
     view = memoryview(body)
     if header_length is None:
         length = len(view)
-    elif header_length.isascii() and header_length.isdigit() and int(header_length) <= len(view):
+    elif (
+        header_length.isascii()
+        and header_length.isdigit()
+        and len(header_length) <= _MAX_DIGITS  # int() refuses thousands of digits in its own way
+        and int(header_length) <= len(view)
+    ):
         length = int(header_length)
     else:
         raise InvalidMessage(
-            f"{HEADER_LENGTH} is {header_length!r}; expected a number up to {len(view)}"
+            f"{HEADER_LENGTH} is {header_length[:40]!r}; expected a number up to {len(view)}"
         )
     if header_length is not None and length > _MAX_HEADER:
         raise InvalidMessage(f"the JSON header has {length} bytes; at most {_MAX_HEADER} are read")
@@ -276,7 +290,11 @@ def _split(body: Buffer, header_length: str | None) -> tuple[dict[str, Any], mem
 def _tensors(entries: object, rest: memoryview, what: str) -> tuple[WireTensor, ...]:
     tensors, offset = [], 0
     for entry in _entries(entries, what):
-        name, shape, datatype = _name(entry), _shape(entry), str(entry.get("datatype"))
+        name, shape, datatype = (
+            _name(entry),
+            shape_of(entry.get("name"), entry.get("shape")),
+            str(entry.get("datatype")),
+        )
         parameters = dict(_object(entry.get("parameters", {}), f"parameters of {name!r}"))
         size = parameters.pop("binary_data_size", None)
         if size is None:
@@ -306,18 +324,28 @@ def _from_json(
     entry: Mapping[str, Any],
     parameters: Mapping[str, Any],
 ) -> WireTensor:
-    dtype = _dtype(name, datatype)
+    dtype = np.dtype(_dtype(name, datatype))
     if "data" not in entry:
         raise InvalidTensor(f"tensor {name!r} has neither data nor binary_data_size")
     try:
-        array = np.asarray(entry["data"], dtype=dtype).reshape(-1)
+        with np.errstate(over="ignore"):  # what a float cannot hold is infinite, as in a binary one
+            array = np.asarray(entry["data"], dtype).reshape(-1)
+            plain = np.asarray(entry["data"]).reshape(-1)
     except (ValueError, TypeError, OverflowError) as error:
         raise InvalidTensor(f"tensor {name!r}: data is not {datatype}: {error}") from error
+    # numpy reads "1" and null as numbers and cuts 1.5 to 1; a caller's slip must not pass as data.
+    if array.size and (plain.dtype.kind not in "biuf" or not _holds(array, plain)):
+        raise InvalidTensor(f"tensor {name!r}: data is not {datatype}: a value does not fit")
     if array.size != math.prod(shape):
         raise InvalidTensor(
             f"tensor {name!r} has {array.size} values, shape {list(shape)} needs {math.prod(shape)}"
         )
     return WireTensor(name, datatype, shape, array.view(np.uint8).data, parameters)
+
+
+def _holds(array: Array, plain: Array) -> bool:
+    """Whether integers and booleans came through whole; floats are rounded as they must be."""
+    return array.dtype.kind == "f" or bool((array == plain).all())
 
 
 def _entries(value: object, what: str) -> Sequence[Mapping[str, Any]]:
@@ -335,17 +363,5 @@ def _object(value: object, what: str) -> dict[str, Any]:
 def _name(entry: Mapping[str, Any]) -> str:
     name = entry.get("name")
     if not isinstance(name, str) or not name:
-        raise InvalidMessage(f"a tensor has no name: {str(entry)[:80]}")
+        raise InvalidMessage(f"a tensor has no name; it has {sorted(entry)[:8]}")
     return name
-
-
-def _shape(entry: Mapping[str, Any]) -> tuple[int, ...]:
-    shape = entry.get("shape")
-    good = (
-        isinstance(shape, list)
-        and len(shape) <= _MAX_RANK
-        and all(isinstance(d, int) and not isinstance(d, bool) and 0 <= d < 2**40 for d in shape)
-    )
-    if not good:
-        raise InvalidTensor(f"tensor {entry.get('name')!r}: {shape!r} is not a shape")
-    return tuple(cast("list[int]", shape))
