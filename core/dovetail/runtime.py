@@ -26,6 +26,8 @@ from dovetail.tensor import ONNX_TYPE, Array, TensorSpec
 _MODEL_GRAPH = 7
 _GRAPH_NAME, _GRAPH_INPUT, _GRAPH_OUTPUT = 2, 11, 12
 _FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
+# ONNX Runtime names a failed allocation only in its text.
+_OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
 
 Clock = Callable[[], float]
 
@@ -124,6 +126,7 @@ class SegmentRuntime:
     ) -> None:
         self.config = bundle.config
         stop = len(bundle.config.segments) if last is None else last
+        bundle.ensure(bundle.needs(first, stop))
         edges = sorted({first, stop, *(cut for cut in cuts if first < cut < stop)})
         options = session_options(threads=threads, optimize=optimize)
         options.add_session_config_entry(_FOLDER_OPTION, str(bundle.blob_dir.resolve()))
@@ -196,9 +199,12 @@ def _run(unit: Unit, env: Mapping[str, Array]) -> Sequence[Any]:
         ) from error
     try:
         return unit.session.run(unit.outputs, feed)  # type: ignore[no-any-return]  # untyped library
-    except MemoryError as error:
-        raise ModelLimitExceeded(f"segments {unit.first} to {unit.last}: out of memory") from error
     except Exception as error:  # ONNX Runtime's errors share no public base class
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
+            raise ModelLimitExceeded(
+                f"segments {unit.first} to {unit.last} need more memory than there is for these "
+                f"tensors; send fewer rows: {error}"
+            ) from error
         raise InvalidTensor(
             f"segments {unit.first} to {unit.last} cannot run on these tensors: {error}"
         ) from error
