@@ -185,7 +185,7 @@ def _compare(
 ) -> Decision:
     if best.rung == here.rung:
         return choose_as(here.rung, Reason.BEST, f"{here.rung} {_ms(here)} is the best rung")
-    gain = 1 - best.seconds / here.seconds
+    gain = 1 - best.seconds / here.seconds if here.seconds > 0 else 0.0
     figures = f"{best.rung} {_ms(best)} against {here.rung} {_ms(here)}, {gain:.0%} less"
     if gain < policy.hysteresis:
         return choose_as(here.rung, Reason.HYSTERESIS, f"{figures}: below {policy.hysteresis:.0%}")

@@ -14,9 +14,10 @@ Reference: Masson, Rim, Lee, "DDSketch", VLDB 2019 (relative-error quantiles, fu
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Self
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self, get_args
 
+from dovetail.errors import InvalidMessage
 from dovetail.ladder import Parts
 
 Outcome = Literal["ok", "degraded", "failed"]
@@ -25,6 +26,8 @@ _ERROR = 0.02  # relative error of a quantile
 _GAMMA = (1 + _ERROR) / (1 - _ERROR)
 _LOG_GAMMA = math.log(_GAMMA)
 _LEAST, _MOST = 1e-12, 1e6
+_FIRST, _LAST = (math.ceil(math.log(bound) / _LOG_GAMMA) for bound in (_LEAST, _MOST))
+_MOST_COUNT = 1 << 53  # beyond it counts are no longer exact in JSON
 
 PARTS = tuple(part.name for part in fields(Parts))
 
@@ -63,7 +66,7 @@ class Histogram:
     buckets: dict[int, int] = field(default_factory=dict)
 
     def add(self, value: float) -> None:
-        """Count one value; values below 1e-12 count as 1e-12."""
+        """Count one value, bounded to 1e-12…1e6; raises `ValueError` on NaN."""
         bounded = min(max(value, _LEAST), _MOST)
         index = math.ceil(math.log(bounded) / _LOG_GAMMA)
         self.count += 1
@@ -97,13 +100,18 @@ class Histogram:
 
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> Self:
-        """From JSON form; raises `ValueError` where counts are negative or do not add up."""
-        buckets = {int(index): int(count) for index, count in data["buckets"].items()}
-        count, total = int(data["count"]), float(data["sum"])
-        if count != sum(buckets.values()) or min(buckets.values(), default=0) < 0:
+        """From JSON form; raises `ValueError` where its figures contradict each other."""
+        buckets = {int(index): _count(count) for index, count in data["buckets"].items()}
+        count, total = _count(data["count"]), float(data["sum"])
+        if count != sum(buckets.values()):
             raise ValueError("a histogram's buckets do not add up to its count")
-        if not math.isfinite(total) or len(buckets) > 4096:
-            raise ValueError("a histogram is not finite or too large")
+        if not all(_FIRST <= index <= _LAST for index in buckets):
+            raise ValueError("a histogram has a bucket for values it never holds")
+        # Each value lies in its bucket, so the sum is known to within one bucket's width: a peer
+        # may misreport its times, but not a mean that its own quantiles deny.
+        most = sum(n * math.exp(index * _LOG_GAMMA) for index, n in buckets.items())
+        if not most / _GAMMA * (1 - 1e-6) <= total <= most * (1 + 1e-6):
+            raise ValueError("a histogram's sum is not the sum of its buckets")
         return cls(count, total, buckets)
 
 
@@ -127,8 +135,8 @@ class RungWindow:
         if sample.outcome != "failed":
             self.total.add(sample.total)
         if sample.outcome == "ok":
-            for name, seconds in asdict(sample.parts).items():
-                self.parts.setdefault(name, Histogram()).add(seconds)
+            for name in PARTS:
+                self.parts.setdefault(name, Histogram()).add(getattr(sample.parts, name))
 
     def merge(self, other: Self) -> None:
         """Add another window's counts."""
@@ -206,22 +214,36 @@ class Window:
 
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> Self:
-        """From JSON form; raises `ValueError`, `KeyError` or `TypeError` on anything else."""
-        return cls(
-            {
-                str(rung): RungWindow(
-                    {str(k): int(v) for k, v in window["outcomes"].items()},
-                    Histogram.load(window["total"]),
-                    {n: Histogram.load(h) for n, h in window["parts"].items() if n in PARTS},
-                    int(window["bytesUp"]),
-                    int(window["bytesDown"]),
-                    int(window["probes"]),
-                )
-                for rung, window in data["rungs"].items()
-            },
-            Histogram.load(data["rtt"]),
-            Histogram.load(data["secondsPerByte"]),
-        )
+        """From JSON form, as a peer sent it; raises `InvalidMessage` on anything else."""
+        try:
+            return cls(
+                {str(rung): _load_rung(window) for rung, window in data["rungs"].items()},
+                Histogram.load(data["rtt"]),
+                Histogram.load(data["secondsPerByte"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise InvalidMessage(f"the samples are not a window: {error!r}") from error
+
+
+def _load_rung(window: Mapping[str, Any]) -> RungWindow:
+    outcomes = {name: _count(count) for name, count in window["outcomes"].items()}
+    if not outcomes.keys() <= set(get_args(Outcome)):
+        raise ValueError(f"outcomes are {get_args(Outcome)}, not {sorted(outcomes)}")
+    return RungWindow(
+        outcomes,
+        Histogram.load(window["total"]),
+        {name: Histogram.load(h) for name, h in window["parts"].items() if name in PARTS},
+        _count(window["bytesUp"]),
+        _count(window["bytesDown"]),
+        _count(window["probes"]),
+    )
+
+
+def _count(value: object) -> int:
+    """A count from JSON."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_COUNT:
+        raise ValueError(f"{value!r:.40} is not a count")
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,11 +262,16 @@ class _Crossing:
 
 
 class LinkEstimator:
-    """Estimates a link from the requests that cross it; the newest observations count most.
+    """Estimates a link from the requests that cross it; the newest time counts most.
+
+    An observation stands for the time since the one before it, not for one request: on a link that
+    collapsed requests get rare exactly when they matter, and counted by number the many from before
+    would outvote them for several half-lives. Weighed by time the new link has the majority after
+    one half-life, at any request rate, and a single stalled request never has it for longer.
 
     Args:
-        half_life: seconds after which an observation weighs half.
-        horizon: seconds after which it is forgotten.
+        half_life: seconds after which time weighs half.
+        horizon: seconds after which an observation is forgotten.
     """
 
     def __init__(self, half_life: float = 1.0, horizon: float = 30.0) -> None:
@@ -266,25 +293,34 @@ class LinkEstimator:
 
     def link(self, now: float) -> Link | None:
         """The link now; None where nothing was observed within the horizon."""
-        crossings = [c for c in self._crossings if now - c.at <= self._horizon]
+        crossings = self._weighed(self._crossings, now)
         if not crossings:
             return None
-        trips = [c for c in self._trips if now - c.at <= self._horizon]
-        least = min(c.seconds for c in crossings)
+        trips = self._weighed(self._trips, now)
         # Half the fastest crossing stands in until a tiny request has been timed; a trip can't
-        # take longer than a crossing that contains it.
-        rtt = (
-            min(_median((t.seconds, self._weight(t, now)) for t in trips), least)
-            if trips
-            else least / 2
-        )
-        rates = (
-            (max(c.seconds - rtt, 1e-6) / max(c.size, 1), self._weight(c, now)) for c in crossings
-        )
+        # take longer than a crossing that contains it. Only the newest crossings can say so: a
+        # round trip may have grown since the older ones.
+        since = crossings[-1][0].at - 5 * self._half_life
+        least = min(c.seconds for c, _ in crossings if c.at >= since)
+        rtt = min(_median((t.seconds, w) for t, w in trips), least) if trips else least / 2
+        rates = ((max(c.seconds - rtt, 1e-6) / max(c.size, 1), w) for c, w in crossings)
         return Link(rtt, _median(rates))
 
-    def _weight(self, seen: _Crossing, now: float) -> float:
-        return float(0.5 ** ((now - seen.at) / self._half_life))
+    def _weighed(self, seen: Iterable[_Crossing], now: float) -> list[tuple[_Crossing, float]]:
+        """Observations within the horizon, oldest first, each with the time it stands for."""
+        weighed: list[tuple[_Crossing, float]] = []
+        before = -math.inf
+        for one in seen:
+            begin = max(before, one.at - self._horizon) if weighed else one.at - one.seconds
+            if now - one.at <= self._horizon:
+                weight = self._decayed(one.at, now) - self._decayed(begin, now)
+                weighed.append((one, max(weight, 1e-12)))
+            before = one.at
+        return weighed
+
+    def _decayed(self, at: float, now: float) -> float:
+        """Weight of all time up to `at`."""
+        return float(0.5 ** ((now - at) / self._half_life))
 
 
 def _median(weighted: Iterable[tuple[float, float]]) -> float:
