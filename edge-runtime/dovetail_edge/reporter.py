@@ -29,7 +29,7 @@ _SHARE = 20  # a report that took s seconds is followed by no other for 20 s
 _MOST_PROBE = 64 << 10
 _FLOWING = 3.0  # seconds after a request in which more are expected
 _BUSY_PAUSE = 0.1
-_LONGEST_QUIET = 8.0
+_FIRST_QUIET, _LONGEST_QUIET = 0.5, 8.0
 
 
 class Reporter:
@@ -79,12 +79,8 @@ class Reporter:
             now = time.monotonic()
             try:
                 self._step(now)
-                self._quiet = 0.0
             except DovetailError as error:
-                log.info("the tail cannot be reached: %s", error)
-                self._quiet = min(max(2 * self._quiet, 0.5), _LONGEST_QUIET)
-                self._quiet_until = time.monotonic() + self._quiet
-                self._tail.link.resolve()
+                self._failed(error)
             except Exception:  # a defect here must not end plans and probes for good
                 log.exception("the reporter failed")
                 self._quiet_until = time.monotonic() + _LONGEST_QUIET
@@ -92,31 +88,48 @@ class Reporter:
             self._wake.wait(_BUSY_PAUSE if flowing else _POLL_EVERY)
             self._wake.clear()
 
+    def _failed(self, error: DovetailError) -> None:
+        """Wait longer after every failure in a row; say so once."""
+        if not self._quiet:
+            log.warning("the tail does not answer as it should: %s", error)
+        self._quiet = min(max(2 * self._quiet, _FIRST_QUIET), _LONGEST_QUIET)
+        self._quiet_until = time.monotonic() + self._quiet
+        self._tail.link.resolve()
+
     def _step(self, now: float) -> None:
         if self._breaker.probe_due(now):
             self._probe_tail()
         if now < self._quiet_until or self._breaker.is_open:
             return
+        if self._talk(now) and self._quiet:
+            log.warning("the tail answers again")
+            self._quiet = 0.0
+
+    def _talk(self, now: float) -> bool:
+        """Say whatever is due; returns whether anything was."""
+        said = False
         if self._tail.stale or self._tail.generation > max(self._asked, self._generation):
-            self._poll(now)
+            said = self._poll(now)
         private = self._hand.routes.plan.privacy == "Private"
         if not private and now - self._seen_at < _FLOWING:
-            self._probe_link(now)
+            said |= self._probe_link(now)
             if now - self._reported_at >= self._report_pause:
-                self._report(now)
+                said |= self._report(now)
         elif now - self._polled_at >= _POLL_EVERY:
-            self._poll(now)
+            said = self._poll(now)
+        return said
 
     @property
     def _generation(self) -> int:
         return self._hand.routes.plan.generation
 
-    def _poll(self, now: float) -> None:
+    def _poll(self, now: float) -> bool:
         self._polled_at = now
         plan = self._tail.plan(_TIMEOUT)
         self._asked, self._tail.stale = self._tail.generation, False
         if plan is not None:
             self._adopt(plan)
+        return True
 
     def _probe_tail(self) -> None:
         """Ask whether a tail that was given up is back."""
@@ -127,13 +140,17 @@ class Reporter:
         finally:
             self._breaker.probed(time.monotonic(), good=good)
 
-    def _probe_link(self, now: float) -> None:
+    def _probe_link(self, now: float) -> bool:
         """Keep the link's estimate fresh while requests flow, also when none of them crosses."""
+        said = False
         if now - self._tripped_at >= _PROBE_EVERY:
             self._tripped_at = now
             self._hand.tripped(self._tail.probe(0, _TIMEOUT), time.monotonic())
+            said = True
         if self._hand.link_age(now) >= _PROBE_EVERY:
             self._probe(self._probe_size())
+            said = True
+        return said
 
     def _probe(self, size: int) -> None:
         begin = time.monotonic()
@@ -151,11 +168,12 @@ class Reporter:
         sizes = [r.rung.bytes_up for r in self._hand.routes.by_rung.values() if r.rung.crosses]
         return int(min(max(min(sizes, default=1024.0), 1024.0), _MOST_PROBE))
 
-    def _report(self, now: float) -> None:
+    def _report(self, now: float) -> bool:
+        self._reported_at = now
         with self._lock:
             window, self._window = self._window, Window()
         if not window.count:
-            return
+            return False
         link = self._hand.link(now)
         sent = Window()
         sent.merge(window)
@@ -167,6 +185,5 @@ class Reporter:
             with self._lock:
                 self._window.merge(window)
             raise
-        took = time.monotonic() - now
-        self._reported_at = now
-        self._report_pause = max(_REPORT_EVERY, _SHARE * took)
+        self._report_pause = max(_REPORT_EVERY, _SHARE * (time.monotonic() - now))
+        return True
