@@ -112,7 +112,6 @@ class PartitionResult:
         costs: the cost profile.
         ladder: the rungs, priced with it.
         proof: the proof.
-        regret: worst relative regret of the cuts that were considered and not kept.
         considered: how many cuts were considered.
         notes: what people should know, such as why the model cannot be cut.
     """
@@ -123,7 +122,6 @@ class PartitionResult:
     costs: CostProfile
     ladder: Ladder
     proof: Proof
-    regret: float
     considered: int
     notes: tuple[str, ...]
 
@@ -254,7 +252,7 @@ class _Work:
         emitted = emit(self._imported, chain.cuts)
         config = describe(self._imported, emitted, self._writer, self._name, self._options.image)
         del whole
-        config, costs, proof = self._proved(config, costs, rows, answers)
+        config, costs, proof = self._proved(config, costs, rows, answers, chain.regret)
         digest = self._writer.commit(config)
         costs = costs.model_copy(update={"bundle": digest})
         write_costs(path / COSTS_FILE, costs)
@@ -265,7 +263,6 @@ class _Work:
             costs=costs,
             ladder=Ladder.of(config, costs),
             proof=proof,
-            regret=chain.regret,
             considered=chain.considered,
             notes=self._imported.notes,
         )
@@ -315,7 +312,12 @@ class _Work:
         )
 
     def _proved(
-        self, config: BundleConfig, costs: CostProfile, rows: Rows, answers: list[Answers]
+        self,
+        config: BundleConfig,
+        costs: CostProfile,
+        rows: Rows,
+        answers: list[Answers],
+        regret: float,
     ) -> tuple[BundleConfig, CostProfile, Proof]:
         draft = self._writer.draft(config)
         exact = self._exact(draft, rows)
@@ -345,6 +347,7 @@ class _Work:
             row_wise=wise,
             rungs={rung.id: offer.effects[rung.id] for rung in rungs},
             dropped=offer.dropped,
+            regret=regret,
         )
         blob = self._writer.add(canonical_json(proof.model_dump(mode="json", by_alias=True)))
         return config.model_copy(update={"rungs": rungs, "proof": blob}), costs, proof

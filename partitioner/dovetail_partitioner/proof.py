@@ -15,10 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+from pydantic import ValidationError
 
 from dovetail.api import Quality
 from dovetail.bundle import Bundle, BundleConfig
-from dovetail.errors import InvalidTensor, ProofError, ProofVacuous
+from dovetail.errors import BundleError, InvalidTensor, ProofError, ProofVacuous
 from dovetail.runtime import SegmentRuntime
 from dovetail.tensor import FLOATS, Array, Document, TensorSpec
 from dovetail_partitioner.calibrate import walk
@@ -65,6 +66,7 @@ class Proof(Document):
         row_wise: per segment, whether a row's answer is independent of its neighbours.
         rungs: part two, by rung id.
         dropped: rungs that would be best somewhere but are beyond `quality`, with the reason.
+        regret: worst relative regret, over the search's conditions, of cuts that were not kept.
     """
 
     format: Literal["dovetail.dev/proof.v1"] = "dovetail.dev/proof.v1"
@@ -78,6 +80,24 @@ class Proof(Document):
     row_wise: tuple[bool, ...]
     rungs: Mapping[str, Effect]
     dropped: Mapping[str, str]
+    regret: float
+
+
+def read_proof(bundle: Bundle) -> Proof:
+    """Read a bundle's proof.
+
+    Raises:
+        BundleCorrupt: the blob does not have the digest it is named by.
+        BundleError: the blob is no proof, or not of this bundle's model and rungs.
+    """
+    try:
+        proof = Proof.model_validate_json(bundle.read(bundle.config.proof))
+    except ValidationError as error:
+        raise BundleError(f"{bundle.path}: the proof is damaged: {error.errors()[0]}") from error
+    rungs = {rung.id for rung in bundle.config.rungs}
+    if proof.model != bundle.config.model.digest or proof.rungs.keys() != rungs:
+        raise BundleError(f"{bundle.path}: the proof is not of this bundle's model and rungs")
+    return proof
 
 
 def precision_of(graph: Graph) -> Precision:

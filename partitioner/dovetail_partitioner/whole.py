@@ -54,9 +54,9 @@ def open_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSessio
         raise ModelError(f"ONNX Runtime {ort.__version__} refuses {path.name}: {error}") from error
 
 
-def joined(bundle: Bundle, *, threads: int, optimize: bool = True) -> Model:
+def joined(bundle: Bundle, *, optimize: bool) -> Model:
     """All segments of a bundle as one session."""
-    runtime = SegmentRuntime(bundle, (), threads=threads, optimize=optimize)
+    runtime = SegmentRuntime(bundle, (), optimize=optimize)
     last = len(bundle.config.segments)
     outputs = [spec.name for spec in bundle.config.outputs]
 
