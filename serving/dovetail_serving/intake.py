@@ -1,10 +1,7 @@
-"""Takes a request in: who asks, by when, and the body whole.
+"""Takes a request in: who asks, by when, and the body whole, bounded by `dovetail.intake`.
 
-Bodies are bounded three ways before anything is computed. Size: the declared length is checked
-before a byte is read, the real one while reading. Least rate: a body must keep ahead of a floor
-rate after a short grace, or a few stalled uploads would pin memory for ever. Decoded size: a few
-compressed bytes may not claim gigabytes. Reading is not admission: an upload holds a connection
-and its bytes, never a place in the compute queue.
+Reading is not admission: an upload holds a connection and its bytes, never a place in the compute
+queue.
 
 Tokens are compared as digests and in constant time, and only digests are kept, so neither timing
 nor a dump of the config gives one away.
@@ -13,37 +10,17 @@ nor a dump of the config gives one away.
 import asyncio
 import hashlib
 import hmac
-import math
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from dovetail.errors import (
-    BodyTooLarge,
-    BodyTooSlow,
-    InvalidMessage,
-    Unauthorized,
-)
+from dovetail import intake
+from dovetail.errors import Unauthorized
+from dovetail.intake import Limits, seconds_allowed
 from dovetail.wire import DEVICE_CLASS_HEADER, TIMEOUT_HEADER
 
-_GRACE = 2.0  # seconds in which a body owes nothing to the least rate
 _MARGIN = 0.010  # seconds by which our 504 goes out before the ingress gives up by itself
 _BEARER = "bearer "
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a body may be.
-
-    Attributes:
-        size: most bytes of a body, and of its tensors once decoded.
-        rate: least bytes per second, after a grace of 2 s.
-    """
-
-    size: int
-    rate: float
 
 
 class Access:
@@ -89,36 +66,8 @@ def token_digest(token: str) -> str:
 
 
 async def read_body(request: Request, limits: Limits) -> tuple[bytes, float]:
-    """Read a body whole.
-
-    Returns:
-        Its bytes and the seconds it took to arrive, from the end of the headers.
-
-    Raises:
-        BodyTooLarge: it is, or says it is, larger than `limits.size`.
-        BodyTooSlow: it fell behind `limits.rate`.
-    """
-    loop, begin = asyncio.get_running_loop(), time.perf_counter()
-    declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > limits.size:
-        raise _too_large(int(declared), limits)
-    chunks: list[bytes] = []
-    size, start = 0, loop.time()
-    try:
-        async with asyncio.timeout_at(start + _GRACE) as floor:
-            async for chunk in request.stream():
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > limits.size:
-                    raise _too_large(size, limits)
-                floor.reschedule(start + _GRACE + size / limits.rate)
-    except TimeoutError as error:
-        raise BodyTooSlow(
-            f"the body brought {size} bytes in {loop.time() - start:.1f} s; at least "
-            f"{limits.rate:.0f} bytes/s are expected"
-        ) from error
-    body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    return body, time.perf_counter() - begin
+    """Read a request's body whole; see `dovetail.intake.read_body`."""
+    return await intake.read_body(request.stream(), request.headers.get("content-length"), limits)
 
 
 def deadline_of(request: Request) -> float | None:
@@ -130,17 +79,7 @@ def deadline_of(request: Request) -> float | None:
     Raises:
         InvalidMessage: the header is not a positive number of seconds.
     """
-    text = request.headers.get(TIMEOUT_HEADER)
-    if text is None:
+    seconds = seconds_allowed(request.headers.get(TIMEOUT_HEADER))
+    if seconds is None:
         return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise InvalidMessage(f"{TIMEOUT_HEADER} is {text!r}; expected a positive number of seconds")
     return asyncio.get_running_loop().time() + seconds - min(_MARGIN, seconds / 10)
-
-
-def _too_large(size: int, limits: Limits) -> BodyTooLarge:
-    return BodyTooLarge(f"the body has {size} bytes or more; at most {limits.size} are accepted")
