@@ -265,6 +265,6 @@ def _spread(arrays: Sequence[Array]) -> float:
     first = arrays[0]
     if any(array.shape != first.shape for array in arrays):
         return math.inf
-    largest = max(largest(array) for array in arrays) or 1.0
+    top = max(largest(array) for array in arrays) or 1.0
     apart = max(difference(first, array) for array in arrays)
-    return apart / largest if math.isfinite(apart) else 0.0
+    return apart / top if math.isfinite(apart) else 0.0
