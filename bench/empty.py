@@ -1,8 +1,8 @@
 """The empty handler: what the ingress itself costs.
 
-Takes a body, waits for its last byte, answers with as many bytes as it was told. Written the way
-that costs least (a plain route, no argument injection), behind the same ingress and with the same
-settings as the tail, so that a comparison with it is hard on the tail.
+Takes a body, waits for its last byte, answers with as many bytes as the request asks for. Written
+the way that costs least (a plain route, no argument injection), behind the same ingress and with
+the same settings as the tail, so that a comparison with it is hard on the tail.
 """
 
 from typing import Any
@@ -14,19 +14,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 NAME = "bench-empty"
+ANSWER_HEADER = "bench-answer-bytes"
 
 
-def build(args: dict[str, Any]) -> Application:
-    """The Serve application.
-
-    Args:
-        args: {"answer": bytes of each answer}.
-    """
+def build(_: dict[str, Any]) -> Application:
+    """The Serve application."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    content = bytes(int(args["answer"]))
 
     async def take(request: Request) -> Response:
         await request.body()
+        content = bytes(int(request.headers[ANSWER_HEADER]))
         return Response(content, media_type="application/octet-stream")
 
     app.add_route("/infer", take, methods=["POST"])
@@ -39,13 +36,13 @@ def build(args: dict[str, Any]) -> Application:
     return Empty.bind()  # type: ignore[attr-defined, no-any-return]  # untyped library
 
 
-def application(answer: int) -> dict[str, Any]:
+def application() -> dict[str, Any]:
     """Its entry in a Serve config."""
     return {
         "name": NAME,
         "route_prefix": f"/{NAME}",
         "import_path": "bench.empty:build",
-        "args": {"answer": answer},
+        "args": {},
         "deployments": [
             {
                 "name": "Empty",

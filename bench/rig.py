@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Self
 
 from bench import empty
-from bench.networks import Cut
 from bench.report import ROOT, Context
-from dovetail.ladder import Ladder
+from dovetail.bundle import Bundle
+from dovetail.ladder import CostProfile, Ladder
 from dovetail.plan import Plan
 from dovetail.pool import LedgerApp, TailApp, serve_config
 from dovetail_cli.link import LinkSpec, parse_link
@@ -42,36 +42,38 @@ def pool(context: Context) -> Iterator[RayPool]:
             os.environ["PYTHONPATH"] = before
 
 
-def plan(cut: Cut, default: str, *, generation: int = 1, **more: object) -> Plan:
+def plan(
+    bundle: Bundle, costs: CostProfile, default: str, *, generation: int = 1, **more: object
+) -> Plan:
     """A plan that allows the whole ladder and pins the default, unless told otherwise."""
     return Plan.model_validate(
         {
             "generation": generation,
-            "deployment": f"bench/{cut.name}",
-            "bundle": cut.bundle.digest,
+            "deployment": f"bench/{bundle.config.model.name}",
+            "bundle": bundle.digest,
             "device_class": CLASS,
             "default": default,
-            "ladder": cut.ladder.rungs,
+            "ladder": Ladder.of(bundle.config, costs).rungs,
             "pinned": True,
             **more,
         }
     )
 
 
-def deploy(ray: RayPool, served: Sequence[tuple[Cut, Plan]], *, answer: int | None = None) -> None:
-    """Serve bundles, each with its plan; with an answer size, the empty handler beside them."""
+def deploy(ray: RayPool, served: Sequence[tuple[Bundle, Plan]], *, beside: bool = False) -> None:
+    """Serve bundles, each with its plan; where asked, the empty handler beside them."""
     tails = [
         TailApp(
             deployment=plan.deployment,
-            bundle=str(cut.bundle.path.resolve()),
-            digest=cut.bundle.digest,
+            bundle=str(bundle.path.resolve()),
+            digest=bundle.digest,
             plans={CLASS: plan},
         )
-        for cut, plan in served
+        for bundle, plan in served
     ]
     config = serve_config(tails, LedgerApp(bundles={}), host=ray.host, port=ray.port)
-    if answer is not None:
-        config["applications"].append(empty.application(answer))
+    if beside:
+        config["applications"].append(empty.application())
     ray.apply(config)
 
 
@@ -136,8 +138,3 @@ def replica_pids(ray: RayPool, application: str) -> list[int]:
     """Pids of an application's replicas."""
     deployments = ray.status()["applications"][application]["deployments"]
     return [int(replica["pid"]) for found in deployments.values() for replica in found["replicas"]]
-
-
-def cheapest(ladder: Ladder, cut: int) -> str:
-    """Id of the rung of a cut that moves fewest bytes."""
-    return min((r for r in ladder if r.cut == cut), key=lambda r: r.bytes_up).id
