@@ -80,13 +80,19 @@ class Histogram:
         for index, count in other.buckets.items():
             self.buckets[index] = self.buckets.get(index, 0) + count
 
+    def scaled(self, share: float) -> Self:
+        """The same distribution with `share` of the counts, 0…1, each bucket's rounded."""
+        buckets = {i: kept for i, count in self.buckets.items() if (kept := round(count * share))}
+        total = sum(count * _middle(index) for index, count in buckets.items())
+        return type(self)(sum(buckets.values()), total, buckets)
+
     def quantile(self, q: float) -> float:
         """The value below which a share `q` of the values lies; NaN when empty."""
         rank, seen = q * (self.count - 1), 0
         for index in sorted(self.buckets):
             seen += self.buckets[index]
             if seen > rank:
-                return 2 * math.exp(index * _LOG_GAMMA) / (1 + _GAMMA)
+                return _middle(index)
         return math.nan
 
     @property
@@ -149,6 +155,17 @@ class RungWindow:
         self.bytes_down += other.bytes_down
         self.probes += other.probes
 
+    def scaled(self, share: float) -> Self:
+        """As if only `share` of the requests, 0…1, had been seen."""
+        return type(self)(
+            {outcome: round(count * share) for outcome, count in self.outcomes.items()},
+            self.total.scaled(share),
+            {name: histogram.scaled(share) for name, histogram in self.parts.items()},
+            round(self.bytes_up * share),
+            round(self.bytes_down * share),
+            round(self.probes * share),
+        )
+
     @property
     def count(self) -> int:
         """Requests of any outcome."""
@@ -182,6 +199,14 @@ class Window:
             self.rungs.setdefault(rung, RungWindow()).merge(window)
         self.rtt.merge(other.rtt)
         self.seconds_per_byte.merge(other.seconds_per_byte)
+
+    def scaled(self, share: float) -> Self:
+        """As if only `share` of everything, 0…1, had been seen."""
+        return type(self)(
+            {rung: window.scaled(share) for rung, window in self.rungs.items()},
+            self.rtt.scaled(share),
+            self.seconds_per_byte.scaled(share),
+        )
 
     @property
     def count(self) -> int:
@@ -223,6 +248,11 @@ class Window:
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise InvalidMessage(f"the samples are not a window: {error!r}") from error
+
+
+def _middle(index: int) -> float:
+    """The value that stands for a bucket: within 2 % of every value in it."""
+    return 2 * math.exp(index * _LOG_GAMMA) / (1 + _GAMMA)
 
 
 def _load_rung(window: Mapping[str, Any]) -> RungWindow:
