@@ -111,11 +111,13 @@ class Engine:
         future: asyncio.Future[Done] = loop.create_future()
         entry = (job, future)
         self._waiting.append(entry)
+        telemetry.queue_length.add(1)
         timer = loop.call_at(job.deadline, _expire, future) if job.deadline is not None else None
         self._start()
         try:
             return await future
         finally:
+            telemetry.queue_length.add(-1)
             if timer is not None:
                 timer.cancel()
             if entry in self._waiting:

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from dovetail.measure import Histogram, RungWindow, Window
+from dovetail.measure import Window
 
 log = logging.getLogger("ray.serve")
 
@@ -139,30 +139,6 @@ class Reporter:
 def clip(window: Window, rungs: Collection[str]) -> Window:
     """A window that names only `rungs` and counts for at most `MAX_REQUESTS` requests."""
     kept = {rung: seen for rung, seen in window.rungs.items() if rung in rungs}
-    count = sum(seen.count for seen in kept.values())
-    links = max(window.rtt.count, window.seconds_per_byte.count)
-    share = min(1.0, MAX_REQUESTS / max(count, links, 1))
-    if share == 1.0:
-        return Window(kept, window.rtt, window.seconds_per_byte)
-    return Window(
-        {rung: _scale_rung(seen, share) for rung, seen in kept.items()},
-        _scale(window.rtt, share),
-        _scale(window.seconds_per_byte, share),
-    )
-
-
-def _scale_rung(seen: RungWindow, share: float) -> RungWindow:
-    return RungWindow(
-        {outcome: round(count * share) for outcome, count in seen.outcomes.items()},
-        _scale(seen.total, share),
-        {name: _scale(histogram, share) for name, histogram in seen.parts.items()},
-        round(seen.bytes_up * share),
-        round(seen.bytes_down * share),
-        round(seen.probes * share),
-    )
-
-
-def _scale(histogram: Histogram, share: float) -> Histogram:
-    buckets = {i: kept for i, n in histogram.buckets.items() if (kept := round(n * share))}
-    count = sum(buckets.values())
-    return Histogram(count, histogram.mean * count if count else 0.0, buckets)
+    known = Window(kept, window.rtt, window.seconds_per_byte)
+    claimed = max(known.count, window.rtt.count, window.seconds_per_byte.count)
+    return known if claimed <= MAX_REQUESTS else known.scaled(MAX_REQUESTS / claimed)
