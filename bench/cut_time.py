@@ -9,9 +9,9 @@ digest; once with the operators measured on the way and once with a cost profile
 """
 
 import itertools
+from functools import partial
 
 import numpy as np
-from dovetail_partitioner.search import search
 from tests.proving import light
 
 from bench import stats
@@ -22,6 +22,7 @@ from dovetail_partitioner.graph import Graph, TensorInfo
 from dovetail_partitioner.importer import import_model
 from dovetail_partitioner.mincut import MinCut, Prices
 from dovetail_partitioner.partition import COSTS_FILE, Options, partition
+from dovetail_partitioner.search import search
 
 _SIZES = (100, 300, 1000, 3000, 10_000)
 _REAL = ("squeezenet", "resnet50", "densenet121")
@@ -93,8 +94,9 @@ def _solves(graph: Graph, seconds: Floats, rounds: int) -> Floats:
     conditions = list(itertools.product(_BANDWIDTHS, _DEVICES))
     variants = {
         f"{bandwidth:g} {device:g}": stats.timed(
-            lambda b=bandwidth, d=device: loaded.solve(
-                Prices(edge=seconds * d, cloud=seconds, up=sizes / b, down=answers / b)
+            partial(
+                loaded.solve,
+                Prices(seconds * device, seconds + answers / bandwidth, sizes / bandwidth),
             )
         )
         for bandwidth, device in conditions
@@ -114,7 +116,7 @@ def _ladders(
         graph = import_model(light.seeded(name), folder).graph
         todo[name] = (graph, np.full(len(graph.ops), 50e-3 / len(graph.ops)))
     variants = {
-        name: stats.timed(lambda g=graph, s=seconds: search(g, s, s, _coded))
+        name: stats.timed(partial(search, graph, list(seconds), list(seconds), _coded))
         for name, (graph, seconds) in todo.items()
     }
     found = stats.interleave(variants, 3 if context.quick else 11)
