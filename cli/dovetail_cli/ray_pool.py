@@ -80,8 +80,8 @@ class RayPool:
         if importlib.util.find_spec("ray") is None:
             raise MissingTool("Ray Serve is not installed: pip install 'dovetail[serving]'")
         self._state, self._cpus, self._progress = state, cpus or os.cpu_count() or 1, progress
-        self._port = port or _free_port()
-        self._gcs, self._dashboard = _free_port(), _free_port()
+        self._port = port or free_port()
+        self._gcs, self._dashboard = free_port(), free_port()
         self._mark = secrets.token_hex(8)
         self._config: Mapping[str, Any] | None = None
         self._head: subprocess.Popen[bytes] | None = None
@@ -208,11 +208,11 @@ class RayPool:
             "port": self._gcs,
             "dashboard-host": HOST,
             "dashboard-port": self._dashboard,
-            "dashboard-agent-listen-port": _free_port(),
-            "dashboard-agent-grpc-port": _free_port(),
-            "runtime-env-agent-port": _free_port(),
-            "metrics-export-port": _free_port(),
-            "ray-client-server-port": _free_port(),
+            "dashboard-agent-listen-port": free_port(),
+            "dashboard-agent-grpc-port": free_port(),
+            "runtime-env-agent-port": free_port(),
+            "metrics-export-port": free_port(),
+            "ray-client-server-port": free_port(),
             "num-cpus": self._cpus,
             "object-store-memory": _OBJECT_STORE,
             "temp-dir": self._folder,
@@ -233,11 +233,11 @@ class RayPool:
             # Ray swaps a loopback address for the machine's own unless it may not form a cluster;
             # with it, its daemons bind loopback only.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            "AUTOSCALER_METRIC_PORT": str(_free_port()),
-            "DASHBOARD_METRIC_PORT": str(_free_port()),
+            "AUTOSCALER_METRIC_PORT": str(free_port()),
+            "DASHBOARD_METRIC_PORT": str(free_port()),
             "RAY_prestart_worker_first_driver": "0",
-            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
-            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_free_port()),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
             # Nothing outside knows a replica's own port, so it need not linger when it stops.
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         }
@@ -251,8 +251,8 @@ class RayPool:
             "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
             "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
             "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 200),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
             **{
                 f"RAY_SERVE_HAPROXY_{name}": str(self._folder / file)
@@ -322,7 +322,7 @@ def _loopback_haproxy(folder: Path) -> Path:
     return wrapper
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port nobody listens on now, from a range no outgoing connection takes."""
     while True:
         port = random.choice(_PORTS)  # noqa: S311  where to look, not a secret

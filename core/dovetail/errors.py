@@ -38,7 +38,9 @@ errors apart without parsing text: the CLI (exit code), HTTP servers (status cod
     │   ├── Overloaded               the tail's queue is full
     │   └── DeadlineExceeded         504
     ├── PoolFailed                   a pool that does not start, or an application in it that fails
-    └── MissingTool            exit 3: a missing tool, extra or permission
+    ├── ChildFailed                  a process started by `dovetail up` that does not run
+    ├── MissingTool            exit 3: a missing tool, extra or permission
+    └── NotStructural          a type of ours that a Kubernetes schema cannot express
 """
 
 from typing import ClassVar
@@ -221,10 +223,18 @@ class PoolFailed(DovetailError):
     """The pool did not start, or what was put into it did not run."""
 
 
+class ChildFailed(DovetailError):
+    """A process that `dovetail up` started did not run."""
+
+
 class MissingTool(DovetailError):
     """A tool, an optional extra or a permission is missing on this machine."""
 
     exit_code = 3
+
+
+class NotStructural(DovetailError):
+    """A type of the resource cannot be said in the schema of a custom resource; it ends the build."""
 
 
 def by_code(code: str) -> type[DovetailError]:
