@@ -35,6 +35,7 @@ from dovetail.tensor import FLOATS, Array, Buffer, TensorSpec, from_bytes
 from dovetail.wire import WireTensor, shape_of
 
 _ZSTD_LEVEL = 1
+_HALF_MAX = np.finfo(np.float16).max
 _LENGTH = 4  # bytes of the length before each JPEG row
 
 # Families, in the order in which their tables and proofs are made.
@@ -79,8 +80,8 @@ class _Half:
         self._dtype = dtype
 
     def encode(self, array: Array) -> Buffer:
-        top = np.finfo(np.float16).max  # saturate: an overflow to infinity would spread
-        return _bytes_of(np.clip(array, -top, top).astype(np.float16))
+        # Saturate: an overflow to infinity would spread.
+        return _bytes_of(np.clip(array, -_HALF_MAX, _HALF_MAX).astype(np.float16))
 
     def decode(self, data: Buffer, shape: tuple[int, ...]) -> Array:
         _expect(data, math.prod(shape) * 2)
@@ -128,6 +129,8 @@ class _Quantised:
         real = codes.reshape(shape).astype(np.float32)
         real -= self._zero
         real *= self._scale
+        if self._dtype == "float16":  # the outermost codes may stand for more than it holds
+            np.clip(real, -_HALF_MAX, _HALF_MAX, out=real)
         return real.astype(self._dtype, copy=False)
 
 
