@@ -211,6 +211,10 @@ def _read(ask: _Request) -> _Found:
 def _roles(model: ModelProto, ask: _Request, symbol: str | None, why: str | None) -> Roles:
     found = probe(model, ask.scratch, symbol, shape_values(model.graph), ask.sample)
     roles = assign(model.graph, found, symbol, opset=_opset(model), cuttable=why is None)
+    if not roles.graph.ops:
+        raise UnsupportedModel(
+            "the model computes nothing from its inputs; there is nothing to run"
+        )
     for name in roles.graph.outputs if symbol is not None else ():
         if roles.graph.tensors[name].shape[:1] != (symbol,):
             raise BatchFixed(

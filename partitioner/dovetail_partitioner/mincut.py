@@ -135,7 +135,7 @@ class _Layout:
     def _made_inside(self, tensor: Ints, block: Ints) -> Mask:
         """Whether a tensor is made by an inner op of the block."""
         maker = self.maker[tensor]
-        return (maker >= 0) & self.inner[maker] & (self.block[maker] == block)
+        return np.asarray((maker >= 0) & self.inner[maker] & (self.block[maker] == block))
 
     def _leaves(self) -> Mask:
         """Whether a tensor is made by an inner op and read behind its block."""
@@ -182,11 +182,10 @@ class MinCut:
     def crossing(self, head: Mask) -> Mask:
         """Which tensors cross when the ops in `head` run on the edge, bool [tensors]."""
         at = self._at
-        made = np.where(at.maker >= 0, head[at.maker], True)
+        made = (at.maker < 0) | head[at.maker]
         wanted = np.zeros(at.tensors, dtype=np.bool_)
         wanted[at.read[~head[at.reader]]] = True
-        crossing: Mask = made & wanted
-        return crossing
+        return np.asarray(made & wanted)
 
     def price(self, prices: Prices, head: Mask) -> float:
         """Price of one cut."""
@@ -266,7 +265,7 @@ class MinCut:
         """Cut every block that has slack; returns op sides and, per block, price over `shared`."""
         at = self._at
         inner = at.priced_ops
-        cost: Floats = np.concatenate(
+        cost = np.concatenate(
             [
                 (prices.cloud - shared)[inner],
                 (prices.edge - shared)[inner],
@@ -278,14 +277,15 @@ class MinCut:
         data[at.forbidden] = _FORBIDDEN
         network = csr_array((data.astype(np.int32), at.indices, at.indptr), (at.size, at.size))
         flow = maximum_flow(network, at.source, at.sink)
-        network.data = network.data - flow.flow.data
-        network.eliminate_zeros()
-        reached = breadth_first_order(network, at.source, return_predecessors=False)
+        left = csr_array(network - flow.flow)  # a copy: the layout's own arrays stay as they are
+        left.eliminate_zeros()
+        reached = breadth_first_order(left, at.source, return_predecessors=False)
         side = np.zeros(at.size, dtype=np.bool_)
         side[reached] = True
         paid = side[at.arc_tail] & ~side[at.arc_head]
-        value = np.bincount(at.arc_block[paid], weights=cost[paid], minlength=len(slack))
-        return side[: at.ops], value.astype(np.float64)
+        value = np.zeros(len(slack), dtype=np.float64)
+        np.add.at(value, at.arc_block[paid], cost[paid])
+        return side[: at.ops], value
 
 
 def _scaled(capacities: Floats) -> NDArray[np.int64]:

@@ -96,7 +96,7 @@ def _lift_constants(graph: GraphProto) -> None:
     Without lifting, every segment that holds the control-flow node would carry them in its nodes,
     where nothing can be shared or mapped.
     """
-    taken = _all_names(graph)
+    taken = all_names(graph)
     for index, owner in enumerate(all_graphs(graph)):
         kept = []
         outputs = {value.name for value in owner.output} if index else set()
@@ -131,7 +131,7 @@ def _lift_weights(body: GraphProto, outer: GraphProto, taken: set[str]) -> None:
             rename_reads(node, renames)
 
 
-def _all_names(graph: GraphProto) -> set[str]:
+def all_names(graph: GraphProto) -> set[str]:
     """Every tensor name of the graph and its bodies."""
     names: set[str] = set()
     for inner in all_graphs(graph):
@@ -208,7 +208,7 @@ def _inlined(tensor: TensorProto, data: bytes | memoryview) -> TensorProto:
 
 def _name_constant_outputs(graph: GraphProto, constant: set[str]) -> None:
     """Give a weight that is also a graph output a node that makes the output."""
-    taken = _all_names(graph)
+    taken = all_names(graph)
     outputs = {value.name for value in graph.output} & constant
     renames = {name: _fresh(name, taken) for name in sorted(outputs)}
     for tensor in graph.initializer:
