@@ -101,7 +101,8 @@ class Steps:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        if self._console.is_terminal:
+            self._progress.stop()
 
     def __call__(self, part: str, done: int, total: int) -> None:
         """`done` of `total` steps of a part are finished."""

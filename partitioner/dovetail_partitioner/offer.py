@@ -12,7 +12,7 @@ from dovetail.ladder import Ladder
 from dovetail_partitioner.compare import Effect, Trial, effects
 from dovetail_partitioner.progress import Report
 from dovetail_partitioner.proof import Precision, fault
-from dovetail_partitioner.rungs import winners
+from dovetail_partitioner.rungs import choose
 
 
 class Offer:
@@ -22,6 +22,7 @@ class Offer:
         self._trial, self._precision, self._quality = trial, precision, quality
         self.effects: dict[str, Effect] = {}
         self.dropped: dict[str, str] = {}
+        self.regret = 0.0
 
     def choose(self, ladder: Ladder, *, repeatable: bool, report: Report) -> tuple[RungSpec, ...]:
         """The rungs to offer, by cut depth, then bytes.
@@ -31,12 +32,14 @@ class Offer:
         """
         count = len(self._trial.config.segments)
         always = {rung_id(0, "raw", count), rung_id(count, "raw", count)}
-        chosen: frozenset[str] | set[str] = always
+        chosen = frozenset(always)
         while True:
             usable = Ladder(rungs=tuple(r for r in ladder.rungs if r.id not in self.dropped))
-            chosen = always | winners(usable, count) if repeatable else always
+            if repeatable:
+                choice = choose(usable, count, always)
+                chosen, self.regret = choice.rungs, choice.regret
             todo = {
-                r.id: (r.cut, r.codec) for r in usable.rungs if r.id in chosen - set(self.effects)
+                r.id: (r.cut, r.codec) for r in usable.rungs if r.id in chosen - self.effects.keys()
             }
             if not todo:
                 break

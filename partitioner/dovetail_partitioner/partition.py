@@ -347,7 +347,7 @@ class _Work:
             row_wise=wise,
             rungs={rung.id: offer.effects[rung.id] for rung in rungs},
             dropped=offer.dropped,
-            regret=regret,
+            regret=max(regret, offer.regret),
         )
         blob = self._writer.add(canonical_json(proof.model_dump(mode="json", by_alias=True)))
         return config.model_copy(update={"rungs": rungs, "proof": blob}), costs, proof

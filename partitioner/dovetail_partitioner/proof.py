@@ -66,7 +66,8 @@ class Proof(Document):
         row_wise: per segment, whether a row's answer is independent of its neighbours.
         rungs: part two, by rung id.
         dropped: rungs that would be best somewhere but are beyond `quality`, with the reason.
-        regret: worst relative regret, over the search's conditions, of cuts that were not kept.
+        regret: the most that is lost, over the sweep's conditions, by the cuts and rungs that were
+            not kept.
     """
 
     format: Literal["dovetail.dev/proof.v1"] = "dovetail.dev/proof.v1"

@@ -1,9 +1,10 @@
 """Which rungs are worth a place on the ladder.
 
 A rung is a cut and a codec. Six segments and eight codecs make fifty of them, and most are never
-the best choice for anyone. A rung is kept when it wins under some condition of the sweep for some
-user: one who wants least latency or most throughput, whose raw input may or may not leave the
-device, and whose device holds the whole model or only the first few segments.
+the best choice for anyone, or by so little that nobody could measure it. What is kept is a small
+set that leaves nobody worse off by more than 2 %: whether they want least latency or most
+throughput, whether raw input may leave the device, and whether the device holds the whole model or
+only its first segments.
 """
 
 from collections.abc import Collection, Mapping
@@ -22,6 +23,8 @@ from dovetail_partitioner.progress import Report
 from dovetail_partitioner.rows import Rows
 
 Times = NDArray[np.float64]
+
+_NEAR = 0.02  # a rung that gains less for anyone is not worth its line, its proof and its choice
 
 
 def candidates(config: BundleConfig, allowed: Collection[str] | None) -> dict[str, tuple[int, str]]:
@@ -61,20 +64,60 @@ def coded_bytes(
     return {rung: size / rows.count for rung, size in total.items()}
 
 
-def winners(ladder: Ladder, segments: int) -> frozenset[str]:
-    """Ids of the rungs that are best for someone, somewhere in the sweep."""
-    rungs = ladder.rungs
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Rungs worth offering.
+
+    Attributes:
+        rungs: their ids.
+        regret: the most that is lost for anyone, anywhere in the sweep, by offering no others.
+    """
+
+    rungs: frozenset[str]
+    regret: float
+
+
+def choose(ladder: Ladder, segments: int, always: Collection[str]) -> Choice:
+    """Choose few rungs that are within 2 % of the best for everyone, everywhere in the sweep.
+
+    Everyone: least latency or most throughput; raw input that may or may not leave the device;
+    every depth of cut a device may be limited to.
+
+    Args:
+        ladder: every rung that may be offered.
+        segments: how many segments the model has.
+        always: rungs that are offered whatever they cost.
+    """
+    losses = _losses(ladder, segments)
+    near = losses <= _NEAR
+    picked = [i for i, rung in enumerate(ladder.rungs) if rung.id in always]
+    open_points = ~near[picked].any(axis=0)
+    # Greedy set cover: at most ln(n) times the fewest, and in practice the fewest.
+    while open_points.any():
+        gain = (near & open_points).sum(axis=1)
+        picked.append(int(gain.argmax()))
+        open_points &= ~near[picked[-1]]
+    regret = float(losses[picked].min(axis=0).max())
+    return Choice(frozenset(ladder.rungs[i].id for i in picked), regret)
+
+
+def _losses(ladder: Ladder, segments: int) -> Times:
+    """[rungs, points] how much worse than the point's best a rung is; infinite if not allowed.
+
+    A point is a goal, a range of cuts that is allowed, and conditions.
+    """
     conditions = tuple(sweep())
-    best: set[str] = set()
+    cuts = np.array([rung.cut for rung in ladder.rungs])
+    points = []
     for score in (_latency, _period):
-        times = np.array([[score(rung, at) for at in conditions] for rung in rungs])
+        times = np.array([[score(rung, at) for at in conditions] for rung in ladder.rungs])
         for deepest in range(segments + 1):
             for shallowest in (0, 1):
-                inside = [i for i, r in enumerate(rungs) if shallowest <= r.cut <= deepest]
-                if inside:
-                    firsts = times[inside].argmin(axis=0)
-                    best.update(rungs[inside[int(i)]].id for i in np.unique(firsts))
-    return frozenset(best)
+                inside = (shallowest <= cuts) & (cuts <= deepest)
+                if inside.any():
+                    allowed = np.where(inside[:, None], times, np.inf)
+                    points.append(allowed / allowed.min(axis=0) - 1.0)
+    return np.concatenate(points, axis=1)
 
 
 @dataclass(frozen=True, slots=True)
