@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 EXTRAS := edge,serving,partitioner
 PACKAGES := dovetail dovetail_partitioner dovetail_edge dovetail_serving dovetail_cli
 STAMP := $(VENV)/.installed
+CRD := charts/dovetail/files/crds/hybriddeployments.dovetail.dev.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench lint verify generate constraints clean
+.PHONY: help setup demo test test-slow bench lint verify generate crds kube constraints clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -44,11 +45,18 @@ lint: setup  ## style, types, and the arrows between rooms
 	$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
 	$(BIN)/lint-imports
 
-generate: setup  ## write what is generated from the code
+crds: setup  ## write the CustomResourceDefinition from the types
+	@mkdir -p $(dir $(CRD))
+	@$(BIN)/python -m dovetail.crd > $(CRD).new && mv $(CRD).new $(CRD)
+
+kube: setup  ## find or build the API server that tests use (Go; minutes when cold)
+	@$(BIN)/python -m tests.kube.binaries
+
+generate: setup crds  ## write what is generated from the code
 	$(BIN)/python docs/generate.py
 
 verify: generate  ## fail if anything generated differs from what is committed
-	@git diff --exit-code -- docs || { echo "error: generated files differ; commit them" >&2; exit 1; }
+	@git diff --exit-code -- docs charts || { echo "error: generated files differ; commit them" >&2; exit 1; }
 
 constraints: | $(BIN)/uv  ## pin every dependency anew
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --upgrade --no-header --no-annotate \

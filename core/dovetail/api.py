@@ -2,25 +2,24 @@
 
 The same manifest is taken by `dovetail up` on one machine and by a cluster, so what it means is
 defined here and nowhere else. Only what works is offered: a field or a value appears in the release
-that keeps its promise, never before.
-
-Every string, list and map is bounded and every rule is a plain pattern or bound, because a
-Kubernetes structural schema is generated from these types.
+that keeps its promise, never before. The `CustomResourceDefinition` is generated from these types
+(`dovetail.crd`): every bound, message and docstring is also what the API server enforces and
+`kubectl explain` prints.
 """
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import yaml
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, WithJsonSchema
 
 from dovetail.bundle import Image
 from dovetail.codecs import ACTIVATION_FAMILIES, IMAGE_FAMILIES, INPUT_FAMILIES
 from dovetail.errors import ManifestError
 from dovetail.plan import Fallback, Privacy
-from dovetail.tensor import Document
+from dovetail.rules import Checked, Keyed, Matches, Rule
 
 API_VERSION: Final = "dovetail.dev/v1alpha1"
 KIND: Final = "HybridDeployment"
@@ -29,12 +28,35 @@ _DURATION = r"^([0-9]{1,9}(\.[0-9]{1,3})?)(ms|s|m|h)$"
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 
-Duration = Annotated[str, StringConstraints(pattern=_DURATION, max_length=16)]
-Label = Annotated[str, StringConstraints(pattern=_LABEL, max_length=63)]
+_NAME = "must be lower case letters, digits and -, at most 63, starting and ending with no -"
+
+Duration = Annotated[
+    str,
+    StringConstraints(max_length=16),
+    Matches(_DURATION, "must be a duration such as 500ms, 5s or 2m"),
+]
+Label = Annotated[str, StringConstraints(max_length=63), Matches(_LABEL, _NAME)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 RungId = Annotated[
-    str, StringConstraints(pattern=r"^(edge|cloud|cut[1-9][0-9]?)(-[a-z0-9-]{1,32})?$")
+    str,
+    StringConstraints(max_length=40),
+    Matches(
+        r"^(edge|cloud|cut[1-9][0-9]?)(-[a-z0-9-]{1,32})?$",
+        "must be the id of a rung, such as edge, cloud-uint8 or cut3-int8; see status and "
+        "`dovetail inspect`",
+    ),
 ]
+Uri = Annotated[
+    str,
+    StringConstraints(max_length=2048),
+    Matches(r"^(file:|https?://).+$", "must begin with file:, http:// or https://"),
+]
+Digest = Annotated[
+    str,
+    StringConstraints(max_length=71),
+    Matches(r"^sha256:[0-9a-f]{64}$", "must be sha256: and 64 hexadecimal digits, as sha256sum"),
+]
+Dimension = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 CODECS = tuple(
     sorted(
@@ -44,19 +66,30 @@ CODECS = tuple(
 )
 
 
+def _known_codec(name: str) -> str:
+    if name not in CODECS:
+        raise ValueError(f"unknown codec {name!r}; known are {', '.join(CODECS)}")
+    return name
+
+
+CodecName = Annotated[
+    str, AfterValidator(_known_codec), WithJsonSchema({"type": "string", "enum": list(CODECS)})
+]
+
+
 def seconds(duration: str) -> float:
     """Seconds of a duration such as `500ms`, `5s` or `2m`.
 
     Raises:
         ManifestError: not a duration.
     """
-    match = re.match(_DURATION, duration)
+    match = re.fullmatch(_DURATION, duration)
     if match is None:
         raise ManifestError(f"{duration!r} is not a duration; write one such as 500ms, 5s or 2m")
     return float(match[1]) * _UNITS[match[3]]
 
 
-class Model(Document):
+class Model(Checked):
     """Where the model comes from.
 
     Attributes:
@@ -64,29 +97,29 @@ class Model(Document):
         digest: `sha256:…` the file must have.
     """
 
-    uri: Annotated[str, StringConstraints(pattern=r"^(file:|https?://).+", max_length=2048)]
-    digest: (
-        Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)] | None
-    ) = None
+    uri: Uri
+    digest: Digest | None = None
 
 
-class ImageSpec(Document):
+class ImageSpec(Checked):
     """The input was made from 8-bit pixels: `x = (pixel * scale - mean) / std`.
 
     Attributes:
         layout: order of the axes.
-        scale: factor on the pixel value.
-        mean: per channel, in scaled units.
-        std: per channel, in scaled units.
+        scale: factor on the pixel value, often 1/255.
+        mean: per channel, or one for all, in scaled units.
+        std: per channel, or one for all, in scaled units; not 0.
     """
 
     layout: Literal["NCHW", "NHWC"] = "NCHW"
     scale: Annotated[float, Field(gt=0)] = 1.0 / 255.0
     mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=3)] = (0.0,)
-    std: Annotated[tuple[float, ...], Field(min_length=1, max_length=3)] = (1.0,)
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=3)] = (
+        1.0,
+    )
 
 
-class Input(Document):
+class Input(Checked):
     """What is known of one of the model's inputs.
 
     Attributes:
@@ -96,7 +129,7 @@ class Input(Document):
     """
 
     name: Text
-    shape: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=8)] | None = None
+    shape: Annotated[tuple[Dimension, ...], Field(max_length=8)] | None = None
     image: ImageSpec | None = None
 
     def as_image(self) -> Image | None:
@@ -104,17 +137,17 @@ class Input(Document):
         return Image(input=self.name, **self.image.model_dump()) if self.image else None
 
 
-class Calibration(Document):
+class Calibration(Checked):
     """Rows that codecs are fitted on and every rung is proved on.
 
     Attributes:
         uri: `file:PATH` of an .npz with one array an input, rows along axis 0.
     """
 
-    uri: Annotated[str, StringConstraints(pattern=r"^(file:|https?://).+", max_length=2048)]
+    uri: Uri
 
 
-class Split(Document):
+class Split(Checked):
     """Mode `Split`: one network cut in two.
 
     Attributes:
@@ -126,7 +159,7 @@ class Split(Document):
     rung: RungId | None = None
 
 
-class Objective(Document):
+class Objective(Checked):
     """What is made small.
 
     Attributes:
@@ -137,8 +170,16 @@ class Objective(Document):
     quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
     deadline: Duration | None = None
 
+    rules: ClassVar = (
+        Rule(
+            holds=lambda self: self.deadline is None or seconds(self.deadline) > 0,
+            cel="!has(self.deadline) || self.deadline.matches('[1-9]')",
+            message="objective.deadline must be longer than 0; leave it out for none",
+        ),
+    )
 
-class Quality(Document):
+
+class Quality(Checked):
     """How far a codec may change the answers, over the calibration rows.
 
     Attributes:
@@ -151,24 +192,17 @@ class Quality(Document):
     max_error: Annotated[float, Field(ge=0)] = 0.05
 
 
-class Wire(Document):
+class Wire(Checked):
     """What may be put on the wire.
 
     Attributes:
         codecs: codecs allowed; all where not given.
     """
 
-    codecs: Annotated[tuple[str, ...], Field(min_length=1, max_length=32)] | None = None
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        for codec in self.codecs or ():
-            if codec not in CODECS:
-                raise ValueError(f"unknown codec {codec!r}; known are {', '.join(CODECS)}")
-        return self
+    codecs: Annotated[tuple[CodecName, ...], Field(min_length=1, max_length=32)] | None = None
 
 
-class EdgeClass(Document):
+class EdgeClass(Checked):
     """Devices of one kind.
 
     Attributes:
@@ -184,39 +218,39 @@ class EdgeClass(Document):
     offline: Fallback = "Local"
 
 
-class Edge(Document):
+class Edge(Checked):
     """The devices.
 
     Attributes:
         classes: device classes, each with a plan of its own.
     """
 
-    classes: Annotated[tuple[EdgeClass, ...], Field(min_length=1, max_length=32)] = (
+    classes: Annotated[tuple[EdgeClass, ...], Field(min_length=1, max_length=32), Keyed("name")] = (
         EdgeClass(name="default"),
     )
 
-    @model_validator(mode="after")
-    def _unique(self) -> Self:
-        names = [item.name for item in self.classes]
-        if len(set(names)) != len(names):
-            raise ValueError(f"edge class names repeat: {names}")
-        return self
 
+class Replicas(Checked):
+    """How many replicas of the tail run; Ray Serve scales between them.
 
-class Replicas(Document):
-    """How many replicas of the tail run; Ray Serve scales between them."""
+    Attributes:
+        min: fewest, also when idle.
+        max: most, under load; not below `min`.
+    """
 
     min: Annotated[int, Field(ge=1, le=1000)] = 1
     max: Annotated[int, Field(ge=1, le=1000)] = 1
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.max < self.min:
-            raise ValueError(f"replicas.max {self.max} is below replicas.min {self.min}")
-        return self
+    rules: ClassVar = (
+        Rule(
+            holds=lambda self: self.min <= self.max,
+            cel="self.min <= self.max",
+            message="replicas.max must not be below replicas.min",
+        ),
+    )
 
 
-class Cloud(Document):
+class Cloud(Checked):
     """The tail.
 
     Attributes:
@@ -230,7 +264,7 @@ class Cloud(Document):
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 16
 
 
-class Adapt(Document):
+class Adapt(Checked):
     """When the cut moves.
 
     Attributes:
@@ -245,12 +279,27 @@ class Adapt(Document):
     hysteresis: Annotated[float, Field(ge=0, le=0.9)] = 0.1
     cooldown: Duration = "6s"
 
+    rules: ClassVar = (
+        Rule(
+            holds=lambda self: seconds(self.window) > 0,
+            cel="self.window.matches('[1-9]')",
+            message="adapt.window must be longer than 0, such as 2s",
+        ),
+    )
 
-class Spec(Document):
-    """What is wanted."""
+
+class Spec(Checked):
+    """What is wanted.
+
+    Attributes:
+        inputs: the model's inputs that need a word: dimensions to bind, how pixels became them.
+        mode: `Split` cuts one network in two.
+        privacy: what may leave the device: `Open` all, `Masked` no raw input, `Private` nothing
+            derived from the input.
+    """
 
     model: Model
-    inputs: Annotated[tuple[Input, ...], Field(max_length=64)] = ()
+    inputs: Annotated[tuple[Input, ...], Field(max_length=64), Keyed("name")] = ()
     calibration: Calibration | None = None
     mode: Literal["Split"] = "Split"
     split: Split = Split()
@@ -262,19 +311,34 @@ class Spec(Document):
     cloud: Cloud = Cloud()
     adapt: Adapt = Adapt()
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.adapt.mode == "Manual" and self.split.rung is None:
-            raise ValueError("adapt.mode Manual needs split.rung: the rung to keep")
-        if self.adapt.mode != "Manual" and self.split.rung is not None:
-            raise ValueError("split.rung pins a rung, which needs adapt.mode: Manual")
-        if sum(item.image is not None for item in self.inputs) > 1:
-            raise ValueError("at most one input may be declared an image")
-        return self
+    rules: ClassVar = (
+        Rule(
+            holds=lambda self: self.adapt.mode != "Manual" or self.split.rung is not None,
+            cel="self.adapt.mode != 'Manual' || has(self.split.rung)",
+            message="adapt.mode Manual needs split.rung: the rung to keep",
+        ),
+        Rule(
+            holds=lambda self: self.adapt.mode == "Manual" or self.split.rung is None,
+            cel="self.adapt.mode == 'Manual' || !has(self.split.rung)",
+            message="split.rung pins a rung, which needs adapt.mode: Manual",
+        ),
+        Rule(
+            holds=lambda self: sum(item.image is not None for item in self.inputs) <= 1,
+            cel="self.inputs.filter(item, has(item.image)).size() <= 1",
+            message="at most one of inputs may be declared an image",
+        ),
+    )
 
 
-class Metadata(Document):
-    """Name and labels, as Kubernetes has them."""
+class Metadata(Checked):
+    """Name and labels, as Kubernetes has them.
+
+    Attributes:
+        name: name of the deployment, also of its endpoint.
+        namespace: where it lives.
+        labels: as Kubernetes has them; not read by Dovetail.
+        annotations: as Kubernetes has them; not read by Dovetail.
+    """
 
     name: Label
     namespace: Label = "default"
@@ -282,8 +346,13 @@ class Metadata(Document):
     annotations: Annotated[Mapping[str, str], Field(max_length=64)] = {}
 
 
-class HybridDeployment(Document):
-    """One model, two places."""
+class HybridDeployment(Checked):
+    """One model, two places: its head on edge devices, its tail in a cluster, a cut that moves.
+
+    Attributes:
+        api_version: version of this schema.
+        kind: always `HybridDeployment`.
+    """
 
     api_version: Literal["dovetail.dev/v1alpha1"] = API_VERSION
     kind: Literal["HybridDeployment"] = KIND
@@ -320,7 +389,7 @@ def parse_manifest(document: Mapping[str, Any], where: str) -> HybridDeployment:
         if document.get(field) != want:
             raise ManifestError(f"{where}: {field} is {document.get(field)!r}; expected {want!r}")
     try:
-        return HybridDeployment.model_validate(document)
+        return HybridDeployment.model_validate(document, strict=True, by_name=False)
     except ValidationError as error:
         faults = [
             f"  {'.'.join(str(part) for part in fault['loc']) or 'spec'}: {fault['msg']}"

@@ -234,7 +234,7 @@ class MissingTool(DovetailError):
 
 
 class NotStructural(DovetailError):
-    """A type of the resource cannot be said in the schema of a custom resource; it ends the build."""
+    """A type of the resource that a custom resource's schema cannot express; it ends the build."""
 
 
 def by_code(code: str) -> type[DovetailError]:

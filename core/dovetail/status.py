@@ -1,0 +1,84 @@
+"""What is reported of a `HybridDeployment`: its status, as the operator writes it.
+
+Only the operator writes a status, through the `/status` subresource; it is typed here because the
+`CustomResourceDefinition` is generated from it and because whoever reads it must not guess.
+Conditions follow `metav1.Condition`, so that `kubectl wait --for=condition=Ready` works: `Ready`
+sums up, and `Partitioned`, `TailAvailable`, `EdgeAvailable`, `Moving` and `Degraded` say why.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from dovetail.api import Digest, Label, RungId
+from dovetail.rules import Checked, Keyed, Matches
+
+Generation = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Message = Annotated[str, StringConstraints(max_length=4096)]
+Reason = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=128),
+    Matches(r"^[A-Z][A-Za-z0-9]*$", "must be one word in PascalCase"),
+]
+Moment = Annotated[
+    str,
+    StringConstraints(max_length=32),
+    Matches(
+        r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$",
+        "must be a time in UTC such as 2026-01-31T12:00:00Z",
+    ),
+]
+ConditionType = Literal[
+    "Ready", "Partitioned", "TailAvailable", "EdgeAvailable", "Moving", "Degraded"
+]
+
+
+class Condition(Checked):
+    """One thing that holds or does not, since when and why.
+
+    Attributes:
+        type: what is said to hold or not.
+        status: `True`, `False`, or `Unknown` while it cannot be told.
+        observed_generation: `metadata.generation` of the spec that this was found for.
+        last_transition_time: when `status` last changed.
+        reason: why, in one word for programs.
+        message: why, in a sentence for people, with what to do where something must be done.
+    """
+
+    type: ConditionType
+    status: Literal["True", "False", "Unknown"]
+    observed_generation: Generation
+    last_transition_time: Moment
+    reason: Reason
+    message: Message
+
+
+class ClassStatus(Checked):
+    """What one device class runs.
+
+    Attributes:
+        name: the device class, as in `spec.edge.classes`.
+        rung: the rung that its edges start from.
+        plan_generation: generation of the plan that says so.
+    """
+
+    name: Label
+    rung: RungId | None = None
+    plan_generation: Generation = 0
+
+
+class Status(Checked):
+    """What is the case.
+
+    Attributes:
+        observed_generation: `metadata.generation` of the spec that this status is about; while it
+            is lower than the object's, a change has not been seen yet.
+        bundle: digest of the bundle that is served, which is the deployment's version.
+        conditions: what holds and what does not; `Ready` sums up the others.
+        classes: what each device class runs.
+    """
+
+    observed_generation: Generation = 0
+    bundle: Digest | None = None
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=16), Keyed("type")] = ()
+    classes: Annotated[tuple[ClassStatus, ...], Field(max_length=32), Keyed("name")] = ()
