@@ -105,9 +105,11 @@ class Engine:
             DeadlineExceeded: its time ran out; it was not computed, or not answered in time.
             DovetailError: it cannot be decoded or computed.
         """
+        loop = asyncio.get_running_loop()
+        if job.deadline is not None and loop.time() >= job.deadline:
+            raise _late()
         if len(self._waiting) >= self._max_queue:
             raise Overloaded(f"{self._max_queue} requests wait already; try again in a second")
-        loop = asyncio.get_running_loop()
         future: asyncio.Future[Done] = loop.create_future()
         entry = (job, future)
         self._waiting.append(entry)
@@ -117,11 +119,11 @@ class Engine:
         try:
             return await future
         finally:
-            telemetry.queue_length.add(-1)
             if timer is not None:
                 timer.cancel()
-            if entry in self._waiting:
+            if entry in self._waiting:  # it expired, or its caller went away
                 self._waiting.remove(entry)
+                telemetry.queue_length.add(-1)
 
     def close(self) -> None:
         """Let running computations end and take no more."""
@@ -132,6 +134,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         while self._free and (batch := self._take()):
             self._free -= 1
+            telemetry.queue_length.add(-len(batch))
             task = loop.run_in_executor(self._threads, self._work, [job for job, _ in batch])
             task.add_done_callback(partial(self._finish, batch))
 
@@ -139,21 +142,18 @@ class Engine:
         """The first waiting request and those that fit beside it, in order of arrival."""
         alive = [entry for entry in self._waiting if not entry[1].done()]
         if not alive:
-            self._waiting.clear()
             return []
         (first, _), rows = alive[0], 0
         batch: list[Entry] = []
         alone = first.cut not in self._joinable
-        left: deque[Entry] = deque()
         for entry in alive:
             job = entry[0]
             full = batch and (alone or rows + job.rows > self._max_batch)
             if job.key == first.key and not full:
                 batch.append(entry)
                 rows += job.rows
-            else:
-                left.append(entry)
-        self._waiting = left
+        for entry in batch:
+            self._waiting.remove(entry)
         return batch
 
     def _finish(
@@ -174,39 +174,32 @@ class Engine:
     def _work(self, jobs: Sequence[Job]) -> list[Done | DovetailError]:
         """Decode, compute and encode a batch; runs in a compute thread."""
         started = time.perf_counter()
-        results: list[Done | DovetailError | None] = [None] * len(jobs)
-        envs: dict[int, Mapping[str, Array]] = {}
-        for index, job in enumerate(jobs):
-            try:
-                envs[index] = job.decode()
-            except DovetailError as error:
-                results[index] = error
-        if not envs:
-            return [result for result in results if result is not None]
-        joined = _join(list(envs.values()))
-        telemetry.batch_size.record(sum(jobs[index].rows for index in envs))
+        envs = [_decode(job) for job in jobs]
+        good = [env for env in envs if not isinstance(env, DovetailError)]
+        if not good:
+            return [env for env in envs if isinstance(env, DovetailError)]
+        joined = _join(good)
         decoded = time.perf_counter()
         try:
-            live, seconds = self._runtime.run(joined, jobs[0].cut, self._stop)
+            outputs, _ = self._runtime.run(joined, jobs[0].cut, self._stop)
         except DovetailError as error:
             if len(jobs) == 1:
                 return [error]
             return [self._work([job])[0] for job in jobs]  # so only the one at fault fails
-        computed, offset = time.perf_counter(), 0
-        for index in envs:
-            job, begin = jobs[index], time.perf_counter()
-            rows = slice(offset, offset + job.rows)
-            outputs = live if len(envs) == 1 else {name: a[rows] for name, a in live.items()}
-            offset += job.rows
-            answer = job.encode(outputs)
-            results[index] = Done(
-                answer,
-                queue=started - job.arrived,
-                decode=decoded - started,
-                compute=max(seconds, computed - decoded),
-                encode=time.perf_counter() - begin,
-            )
-        return [result for result in results if result is not None]
+        computed, first = time.perf_counter(), 0
+        results: list[Done | DovetailError] = []
+        for job, env in zip(jobs, envs, strict=True):
+            if isinstance(env, DovetailError):
+                results.append(env)
+                continue
+            begin = time.perf_counter()
+            answer = job.encode(_rows(outputs, first, job.rows) if len(good) > 1 else outputs)
+            done = time.perf_counter()
+            times = (started - job.arrived, decoded - started, computed - decoded, done - begin)
+            results.append(Done(answer, *times))
+            first += job.rows
+        telemetry.batch_size.record(first)
+        return results
 
 
 def joinable(config: BundleConfig, cut: int) -> bool:
@@ -230,8 +223,21 @@ def _join(envs: Sequence[Mapping[str, Array]]) -> Mapping[str, Array]:
     return {name: np.concatenate([env[name] for env in envs]) for name in envs[0]}
 
 
+def _decode(job: Job) -> Mapping[str, Array] | DovetailError:
+    try:
+        return job.decode()
+    except DovetailError as error:
+        return error
+
+
+def _rows(outputs: Mapping[str, Array], first: int, count: int) -> Mapping[str, Array]:
+    return {name: array[first : first + count] for name, array in outputs.items()}
+
+
 def _expire(future: asyncio.Future[Done]) -> None:
     if not future.done():
-        future.set_exception(
-            DeadlineExceeded("the request's time ran out in the tail; allow more, or send less")
-        )
+        future.set_exception(_late())
+
+
+def _late() -> DeadlineExceeded:
+    return DeadlineExceeded("the request's time ran out in the tail; allow more, or send less")

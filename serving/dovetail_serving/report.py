@@ -110,14 +110,15 @@ class Reporter:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        await self._flush()
+        await self.flush()
 
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(_PERIOD)
-            await self._flush()
+            await self.flush()
 
-    async def _flush(self) -> None:
+    async def flush(self) -> None:
+        """Push what was gathered, or what could not be pushed before; never raises."""
         if self._unsent.empty:
             self._unsent, self._now = self._now, Report()
             self._number += 1
