@@ -19,6 +19,7 @@ from dovetail.measure import Sample, Window
 from dovetail.plan import Plan
 from dovetail_edge.breaker import Breaker
 from dovetail_edge.hand import Hand
+from dovetail_edge.link import Overtaken
 from dovetail_edge.tail import Tail
 
 log = logging.getLogger("dovetail.edge")
@@ -72,13 +73,16 @@ class Reporter:
         """Stop; a window that is not sent yet is dropped."""
         self._stop = True
         self._wake.set()
-        self._thread.join(_TIMEOUT + 1)
+        self._tail.quit()
+        self._thread.join()
 
     def _run(self) -> None:
         while not self._stop:
             now = time.monotonic()
             try:
                 self._step(now)
+            except Overtaken:
+                return  # `close` was called
             except DovetailError as error:
                 self._failed(error)
             except Exception:  # a defect here must not end plans and probes for good

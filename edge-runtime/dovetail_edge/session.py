@@ -230,7 +230,7 @@ class Session:
         self._pool.shutdown()
         self._watcher.join()
         self._reporter.close()
-        self._means.tail.link.close()
+        self._means.tail.close()
 
     def _routes(self, plan: Plan, held: Routes | None) -> Routes:
         """A plan's routes, on the loaded segments where they suffice."""

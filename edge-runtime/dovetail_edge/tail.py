@@ -7,6 +7,7 @@ passed on, whatever peer or proxy made it.
 
 import itertools
 import json
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -62,6 +63,24 @@ class RungAnswer:
     bytes_down: int
 
 
+class _Quit:
+    """An alarm that is over when the session closes, so that no background call outlives it."""
+
+    at = -inf
+
+    def __init__(self) -> None:
+        self._here, self._other = socket.socketpair()
+
+    def ring(self) -> int:
+        return self._here.fileno()
+
+    def over(self) -> None:
+        self._other.close()
+
+    def close(self) -> None:
+        self._here.close()
+
+
 class Tail:
     """Calls one deployment's tail as one device class.
 
@@ -87,6 +106,7 @@ class Tail:
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
         self._ids = itertools.count(1)
+        self._quit = _Quit()
 
     def prepare(self, route: Route, tensors: Sequence[WireTensor], rows: int) -> "RungCall":
         """Build a rung call, so that a retry need not."""
@@ -128,6 +148,7 @@ class Tail:
         Raises:
             TailUnavailable: no answer, or one that is not a plan.
             DovetailError: the typed error the tail answered with.
+            Overtaken: `quit` was called.
         """
         reply = self._control("GET", "/plan", timeout)
         if reply.status == 404:
@@ -151,6 +172,15 @@ class Tail:
         _raise_for(reply)
         return reply.seconds
 
+    def quit(self) -> None:
+        """End plan, samples and probe calls that are under way."""
+        self._quit.over()
+
+    def close(self) -> None:
+        """Close the connections; nothing may be called any more."""
+        self._quit.close()
+        self.link.close()
+
     def _control(
         self,
         method: str,
@@ -161,7 +191,7 @@ class Tail:
     ) -> Reply:
         every = {**self._headers, **(headers or {})}
         call = Call(method, self._root + path, every, body, _CONTROL_LIMIT)
-        reply = self.link.call(call, monotonic() + timeout)
+        reply = self.link.call(call, monotonic() + timeout, alarm=self._quit)
         self._note(reply)
         return reply
 
