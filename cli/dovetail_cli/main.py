@@ -15,7 +15,7 @@ from dovetail.errors import (
     ProofVacuous,
     UnboundShape,
 )
-from dovetail_cli.commands import inspect, partition, run, verify
+from dovetail_cli.commands import infer, inspect, partition, run, up, verify
 from dovetail_cli.output import note
 
 _HINTS: dict[type[DovetailError], str] = {
@@ -36,6 +36,8 @@ app.command("inspect")(inspect.command)
 app.command("partition")(partition.command)
 app.command("verify")(verify.command)
 app.command("run")(run.command)
+app.command("up")(up.command)
+app.command("infer")(infer.command)
 
 
 def main() -> None:
