@@ -158,7 +158,7 @@ def decide(
     """
     estimates = estimate(ladder, view)
     by_id = {e.rung: e for e in estimates}
-    best = min(estimates, key=lambda e: e.seconds)
+    best = min(estimates, key=lambda e: (e.seconds, e.rung != current))  # of equals, where it is
 
     def choose(rung: str, reason: Reason, message: str) -> Decision:
         regret = by_id[rung].seconds / best.seconds - 1 if best.seconds > 0 else 0.0
@@ -185,7 +185,7 @@ def _compare(
 ) -> Decision:
     if best.rung == here.rung:
         return choose_as(here.rung, Reason.BEST, f"{here.rung} {_ms(here)} is the best rung")
-    gain = 1 - best.seconds / here.seconds if here.seconds > 0 else 0.0
+    gain = 1 - best.seconds / here.seconds
     figures = f"{best.rung} {_ms(best)} against {here.rung} {_ms(here)}, {gain:.0%} less"
     if gain < policy.hysteresis:
         return choose_as(here.rung, Reason.HYSTERESIS, f"{figures}: below {policy.hysteresis:.0%}")
