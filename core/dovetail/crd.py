@@ -11,9 +11,8 @@ from typing import Any, Final
 import yaml
 
 from dovetail.api import API_VERSION, KIND, HybridDeployment
-from dovetail.rules import RULES
 from dovetail.status import Status
-from dovetail.structural import Schema, structural
+from dovetail.structural import Schema, read_docstring, structural
 
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL: Final = "hybriddeployments"
@@ -75,24 +74,21 @@ def render() -> str:
 
 
 def _schema() -> Schema:
-    """The root schema; the API server allows a rule to see a name, but metadata no schema."""
+    """The root schema; of metadata, the API server lets a definition say nothing but the name."""
     root = HybridDeployment.model_json_schema()
+    name = root["$defs"]["Metadata"]["properties"]["name"]
     spec = {"$defs": root["$defs"], **root["properties"]["spec"]}
-    [name] = root["$defs"]["Metadata"]["properties"]["name"][RULES]
     return {
-        "description": root["description"].partition("\n")[0],
+        "description": read_docstring(root["description"])[0],
         "type": "object",
         "required": ["spec"],
-        RULES: [
-            {
-                "rule": name["rule"].replace("self.", "self.metadata.name.", 1),
-                "message": f"metadata.name {name['message']}",
-            }
-        ],
         "properties": {
             "apiVersion": {"type": "string", "description": "Version of this schema."},
             "kind": {"type": "string", "description": f"Always `{KIND}`."},
-            "metadata": {"type": "object", "description": "Name and labels."},
+            "metadata": {
+                "type": "object",
+                "properties": {"name": structural(name | {"description": "Its name."}, "name")},
+            },
             "spec": structural(spec, "spec"),
             "status": structural(Status.model_json_schema(), "status"),
         },

@@ -13,7 +13,7 @@ from pydantic import Field, StringConstraints
 from dovetail.api import Digest, Label, RungId
 from dovetail.rules import Checked, Keyed, Matches
 
-Generation = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Generation = Annotated[int, Field(ge=0, le=2**53)]  # bounds are floats to the API server
 Message = Annotated[str, StringConstraints(max_length=4096)]
 Reason = Annotated[
     str,
