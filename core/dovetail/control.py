@@ -12,6 +12,7 @@ only when they have drifted: each generation makes every edge fetch a plan.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 from dovetail.api import EdgeClass, HybridDeployment, Quality, Spec, seconds
 from dovetail.bundle import BundleConfig, RungSpec
@@ -24,6 +25,7 @@ from dovetail.tensor import Document
 
 KEPT_MOVES = 10
 _LINK_FRESH = 5.0  # seconds a link is believed after it was seen
+_STEADY = 3  # windows whose median is taken for a speed
 _DRIFT = 0.2  # relative change of a speed that is worth a new generation
 
 
@@ -97,6 +99,7 @@ class State:
         plan: the plan last published.
         published: the conditions its costs were corrected to.
         conditions: the conditions now; kept where nothing was measured.
+        speeds: the edge's and the cloud's speed in the last windows that measured any.
         link_at: when the link was last seen; -inf if never.
         moved_at: when the default rung last changed; -inf if never.
         moves: the last moves, newest last.
@@ -105,6 +108,7 @@ class State:
     plan: Plan
     published: Conditions = field(default_factory=Conditions)
     conditions: Conditions = field(default_factory=Conditions)
+    speeds: tuple[tuple[float, float], ...] = ()
     link_at: float = -math.inf
     moved_at: float = -math.inf
     moves: tuple[Move, ...] = ()
@@ -201,6 +205,10 @@ def step(terms: Terms, state: State, window: Window, now: float) -> tuple[State,
     link_at = now if seen is not None else state.link_at
     link = seen if seen is not None else _remembered(state, now)
     view = observe(terms.ladder, window, link, terms.policy, state.conditions)
+    speeds = state.speeds
+    if view.measured:
+        speeds = (*speeds, (view.conditions.edge, view.conditions.cloud))[-_STEADY:]
+        view = replace(view, conditions=_steady(view.conditions, speeds))
     current = state.plan.default
     decision = decide(
         terms.ladder,
@@ -211,7 +219,7 @@ def step(terms: Terms, state: State, window: Window, now: float) -> tuple[State,
         moved_at=state.moved_at,
         pinned=current if terms.paused else terms.pinned,
     )
-    state = replace(state, conditions=view.conditions, link_at=link_at)
+    state = replace(state, conditions=view.conditions, speeds=speeds, link_at=link_at)
     if decision.moved:
         move = Move(
             at=now,
@@ -225,6 +233,12 @@ def step(terms: Terms, state: State, window: Window, now: float) -> tuple[State,
         plan = terms.plan(state.plan.generation + 1, decision.rung, view.conditions)
         state = replace(state, plan=plan, published=view.conditions)
     return state, decision
+
+
+def _steady(seen: Conditions, speeds: Sequence[tuple[float, float]]) -> Conditions:
+    """Speeds as the median of the last windows: one that met a busy machine says little."""
+    edge, cloud = (median(values) for values in zip(*speeds, strict=True))
+    return replace(seen, edge=edge, cloud=cloud)
 
 
 def _remembered(state: State, now: float) -> Link | None:

@@ -7,6 +7,7 @@ before it is published, so that a generation is never used twice, then put into 
 
 import http.client
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from dovetail.pool import LEDGER_APPLICATION
 from dovetail_cli.local.state import State
 
 _TIMEOUT = 5.0
+_MEMORY = 120  # the ledger remembers no longer
 
 
 class SlowHand:
@@ -44,7 +46,7 @@ class SlowHand:
         publish: Callable[[Mapping[str, Plan]], None],
     ) -> None:
         self._terms, self._state, self._publish = terms, state, publish
-        self._window, self._due = window, 0.0
+        self._window, self._due, self._read = window, 0.0, math.inf
         self.hands: dict[str, Hand] = {
             name: start(own, state.generation(name) + 1) for name, own in terms.items()
         }
@@ -69,8 +71,9 @@ class SlowHand:
         """
         if now < self._due:
             return
-        self._due = now + self._window
-        seen = windows(max(round(self._window), 1))
+        # Publishing takes a while: what was seen meanwhile must not fall between two windows.
+        seen = windows(min(math.ceil(max(self._window, now - self._read)), _MEMORY))
+        self._read, self._due = now, now + self._window
         before = self.plans
         for name, own in self._terms.items():
             window = seen.get(name, Window())

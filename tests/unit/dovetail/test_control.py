@@ -236,3 +236,17 @@ def test_corrected_costs_predict_what_profiled_costs_and_speeds_do(tiny: TinyBun
     for rung in Ladder(rungs=plan.ladder):
         want = on.ladder.get(rung.id).predict(at).total
         assert rung.predict(Conditions()).total == pytest.approx(want)
+
+
+def test_one_window_on_a_busy_machine_changes_no_speed(tiny: TinyBundle) -> None:
+    """A single outlier publishes nothing; a change that stays is taken over."""
+    on = _terms(tiny, adapt={"mode": "Manual"}, split={"rung": "edge"})
+    state = _run(on, start(on, 1), Conditions(edge=5.0), begin=0.0, windows=8)
+    settled = state.plan
+
+    once = _run(on, state, Conditions(edge=50.0), begin=100.0, windows=1)
+    again = _run(on, once, Conditions(edge=5.0), begin=102.0, windows=3)
+    stays = _run(on, state, Conditions(edge=50.0), begin=100.0, windows=3)
+
+    assert again.plan.ladder == settled.ladder
+    assert stays.conditions.edge == pytest.approx(50.0, rel=0.05)
