@@ -12,8 +12,8 @@ All work of a request that is not waiting, from decoding to the bytes of the ans
 one visit to one compute thread: each hop between threads costs more than decoding a small tensor.
 Only decoded requests are joined, one by one, so a damaged one fails alone.
 
-Waiting is bounded in number and by each caller's own deadline; what nobody waits for any more is
-not computed.
+Waiting is bounded in number. A request whose caller stops waiting is taken out: cancelling
+`Engine.compute` before its turn means it is not computed.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ import numpy as np
 
 from dovetail import telemetry
 from dovetail.bundle import BundleConfig
-from dovetail.errors import DeadlineExceeded, DovetailError, Overloaded
+from dovetail.errors import DovetailError, Overloaded
 from dovetail.runtime import SegmentRuntime
 from dovetail.tensor import Array
 
@@ -46,7 +46,6 @@ class Job:
         rows: size of its batch.
         decode: gives the tensors that cross at `cut`; called in a compute thread.
         encode: makes the answer from the outputs; called in a compute thread.
-        deadline: when nobody waits any more, on the event loop's clock.
     """
 
     cut: int
@@ -54,7 +53,6 @@ class Job:
     rows: int
     decode: Callable[[], Mapping[str, Array]]
     encode: Callable[[Mapping[str, Array]], Answer]
-    deadline: float | None = None
     arrived: float = field(default_factory=time.perf_counter)
 
 
@@ -98,30 +96,24 @@ class Engine:
         return len(self._waiting)
 
     async def compute(self, job: Job) -> Done:
-        """Compute one request; call from the event loop.
+        """Compute one request; call from the event loop. Cancelled while waiting, it never runs.
 
         Raises:
             Overloaded: too many requests wait already.
-            DeadlineExceeded: its time ran out; it was not computed, or not answered in time.
             DovetailError: it cannot be decoded or computed.
         """
         loop = asyncio.get_running_loop()
-        if job.deadline is not None and loop.time() >= job.deadline:
-            raise _late()
         if len(self._waiting) >= self._max_queue:
             raise Overloaded(f"{self._max_queue} requests wait already; try again in a second")
         future: asyncio.Future[Done] = loop.create_future()
         entry = (job, future)
         self._waiting.append(entry)
         telemetry.queue_length.add(1)
-        timer = loop.call_at(job.deadline, _expire, future) if job.deadline is not None else None
         self._start()
         try:
             return await future
         finally:
-            if timer is not None:
-                timer.cancel()
-            if entry in self._waiting:  # it expired, or its caller went away
+            if entry in self._waiting:  # its time ran out, or its caller went away
                 self._waiting.remove(entry)
                 telemetry.queue_length.add(-1)
 
@@ -232,12 +224,3 @@ def _decode(job: Job) -> Mapping[str, Array] | DovetailError:
 
 def _rows(outputs: Mapping[str, Array], first: int, count: int) -> Mapping[str, Array]:
     return {name: array[first : first + count] for name, array in outputs.items()}
-
-
-def _expire(future: asyncio.Future[Done]) -> None:
-    if not future.done():
-        future.set_exception(_late())
-
-
-def _late() -> DeadlineExceeded:
-    return DeadlineExceeded("the request's time ran out in the tail; allow more, or send less")

@@ -11,7 +11,9 @@ import asyncio
 import hashlib
 import hmac
 from collections.abc import Mapping
+from typing import Annotated
 
+from pydantic import Field
 from starlette.requests import Request
 
 from dovetail import intake
@@ -21,6 +23,8 @@ from dovetail.wire import DEVICE_CLASS_HEADER, TIMEOUT_HEADER
 
 _MARGIN = 0.010  # seconds by which our 504 goes out before the ingress gives up by itself
 _BEARER = "bearer "
+
+TokenDigest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Access:

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,7 +33,7 @@ from dovetail.bundle import Bundle
 from dovetail.errors import InvalidMessage, Unauthorized, UnknownBlob
 from dovetail.measure import Window
 from dovetail.pool import LEDGER_DEPLOYMENT
-from dovetail_serving.intake import Access, bearer_of, token_digest
+from dovetail_serving.intake import Access, TokenDigest, bearer_of, token_digest
 from dovetail_serving.report import Report
 from dovetail_serving.routes import JSON_TYPE, application
 
@@ -53,8 +53,8 @@ class LedgerArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bundles: dict[Path, dict[str, str]] = {}
-    operator_token: str = ""
+    bundles: dict[Path, dict[str, TokenDigest]] = {}
+    operator_token: TokenDigest | Literal[""] = ""
     blob_rate: float = Field(default=32e6, gt=0)
 
 

@@ -81,9 +81,7 @@ class Model:
             )
         return Call(self._calls[version], version)
 
-    def job(
-        self, call: Call, body: bytes, header_length: str | None, deadline: float | None
-    ) -> Job:
+    def job(self, call: Call, body: bytes, header_length: str | None) -> Job:
         """Parse a request's message; its tensors are decoded later, in a compute thread.
 
         Raises:
@@ -110,7 +108,7 @@ class Model:
             answer = InferResponse(self.name, call.version, tensors, id=request.id)
             return build_response(answer, request)
 
-        return Job(cut, key, rows, decode, encode, deadline)
+        return Job(cut, key, rows, decode, encode)
 
     def metadata(self, call: Call) -> bytes:
         """The protocol's model metadata, as JSON."""

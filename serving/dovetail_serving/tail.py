@@ -9,6 +9,7 @@ replica.
 Reference: Open Inference Protocol v2 (REST); W3C Server Timing.
 """
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Mapping
@@ -24,7 +25,14 @@ from ray.serve import Application
 
 from dovetail import telemetry
 from dovetail.bundle import Bundle
-from dovetail.errors import DovetailError, InvalidMessage, Unauthorized, UnknownPlan
+from dovetail.errors import (
+    DeadlineExceeded,
+    DovetailError,
+    InvalidMessage,
+    Unauthorized,
+    UnknownPlan,
+)
+from dovetail.intake import Limits
 from dovetail.intake import Limits
 from dovetail.measure import Window
 from dovetail.plan import Plan
@@ -34,6 +42,7 @@ from dovetail.wire import (
     DEVICE_CLASS_HEADER,
     HEADER_LENGTH,
     PLAN_HEADER,
+    TIMEOUT_HEADER,
     TIMING_HEADER,
     format_timing,
 )
@@ -69,7 +78,7 @@ class TailArgs(BaseModel):
 
     bundle: Path
     deployment: str
-    tokens: dict[str, str] = {}
+    tokens: dict[str, TokenDigest] = {}
     threads: int = Field(default=1, ge=1)
     concurrency: int = Field(default=1, ge=1)
     max_batch: int = Field(default=8, ge=1)
@@ -157,9 +166,15 @@ class Tail:
     async def _compute(self, request: Request) -> Response:
         deadline, device_class = deadline_of(request), self._admit(request)
         call = self._call(request)
-        body, recv = await read_body(request, self._limits)
-        job = self._model.job(call, body, request.headers.get(HEADER_LENGTH), deadline)
-        done = await self._engine.compute(job)
+        try:
+            async with asyncio.timeout_at(deadline):
+                body, recv = await read_body(request, self._limits)
+                job = self._model.job(call, body, request.headers.get(HEADER_LENGTH))
+                done = await self._engine.compute(job)
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"the time given in {TIMEOUT_HEADER} ran out; give more, or send less"
+            ) from error
         self._reporter.count("requests")
         self._reporter.count("rows", job.rows)
         content, headers = done.answer

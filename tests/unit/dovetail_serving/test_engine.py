@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.tiny_bundle import TinyBundle, rows, write_tiny_bundle
 
-from dovetail.errors import DeadlineExceeded, DovetailError, InvalidTensor, Overloaded
+from dovetail.errors import DovetailError, InvalidTensor, Overloaded
 from dovetail.runtime import SegmentRuntime
 from dovetail.tensor import Array
 from dovetail_serving.engine import Done, Engine, Job
@@ -38,14 +38,14 @@ class Bench:
         self.engine = Engine(self.runtime, **limits)
         self.answers: dict[int, Array] = {}
 
-    def job(self, number: int, count: int = 1, *, deadline: float | None = None) -> Job:
+    def job(self, number: int, count: int = 1) -> Job:
         feed = rows(count, seed=number)
 
         def encode(outputs: Mapping[str, Array]) -> tuple[bytes, dict[str, str]]:
             self.answers[number] = outputs["scores"].copy()
             return b"", {}
 
-        return Job(0, ("x", 16), count, lambda: feed, encode, deadline)
+        return Job(0, ("x", 16), count, lambda: feed, encode)
 
     def run(self, *jobs: Job) -> list[Done | BaseException]:
         """Submit all jobs at once; the first pass starts when all are in."""
@@ -156,27 +156,8 @@ def test_a_full_queue_refuses_the_next_request_and_serves_the_others(tiny: TinyB
     assert [isinstance(one, Done) for one in done[:3]] == [True, True, True]
 
 
-def test_a_request_whose_time_ran_out_while_it_waited_is_not_computed(tiny: TinyBundle):
-    """Nobody waits for it any more, so its pass would only delay others."""
-    bench = Bench(tiny)
-
-    async def main() -> list[Done | BaseException]:
-        soon = asyncio.get_running_loop().time() + 0.05
-        first = asyncio.create_task(bench.engine.compute(bench.job(0)))
-        late = asyncio.create_task(bench.engine.compute(bench.job(1, 5, deadline=soon)))
-        await asyncio.wait([late])
-        bench.runtime.go.set()
-        return await asyncio.gather(first, late, return_exceptions=True)
-
-    done = bench.drive(main())
-
-    assert isinstance(done[0], Done)
-    assert isinstance(done[1], DeadlineExceeded)
-    assert bench.runtime.passes == [1]
-
-
 def test_a_request_whose_caller_went_away_is_not_computed(tiny: TinyBundle):
-    """Serve cancels the handler when the connection is cut."""
+    """Its handler is cancelled when the connection is cut or its time runs out."""
     bench = Bench(tiny)
 
     async def main() -> None:
