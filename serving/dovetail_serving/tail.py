@@ -33,7 +33,6 @@ from dovetail.errors import (
     UnknownPlan,
 )
 from dovetail.intake import Limits
-from dovetail.intake import Limits
 from dovetail.measure import Window
 from dovetail.plan import Plan
 from dovetail.pool import LEDGER_APPLICATION, TAIL_DEPLOYMENT
@@ -47,7 +46,7 @@ from dovetail.wire import (
     format_timing,
 )
 from dovetail_serving.engine import Engine
-from dovetail_serving.intake import Access, deadline_of, read_body
+from dovetail_serving.intake import Access, TokenDigest, deadline_of, read_body
 from dovetail_serving.model import Call, Model
 from dovetail_serving.report import Reporter
 from dovetail_serving.routes import JSON_TYPE, application
