@@ -15,7 +15,7 @@ from dovetail_cli.local.live import Live, View
 from dovetail_cli.local.record import Record
 from dovetail_cli.local.source import prepare
 from dovetail_cli.local.state import State
-from dovetail_cli.local.summary import summarise, table
+from dovetail_cli.local.summary import phase_table, phases, summarise, table
 from dovetail_cli.local.system import System, Wish
 from dovetail_cli.output import Steps, note
 
@@ -34,6 +34,7 @@ class Job:
         slowdown: how many times slower devices are made.
         duration: seconds after which it ends by itself.
         report: where the report goes.
+        picture: where the picture over time goes, as PNG.
         port: port of the first edge.
         model: a model in place of the manifest's.
         drive: rows to send.
@@ -48,6 +49,7 @@ class Job:
     slowdown: float = 1.0
     duration: float | None = None
     report: Path | None = None
+    picture: Path | None = None
     port: int | None = None
     model: Path | None = None
     drive: Path | None = None
@@ -64,6 +66,10 @@ def run(job: Job) -> tuple[dict[str, Any], str]:
     Raises:
         DovetailError: it could not start; nothing is left running.
     """
+    if job.report is not None:
+        from dovetail_cli.local.report import check_report
+
+        check_report(job.report)
     with State(job.state) as state:
         with Steps() as steps:
             bundle, costs, cached = prepare(job.deployment, job.manifest, state, job.model, steps)
@@ -72,10 +78,14 @@ def run(job: Job) -> tuple[dict[str, Any], str]:
         wish = Wish(job.deployment, job.trace, job.slowdown, job.port, job.compare)
         with System(wish, bundle, costs, state, note) as system:
             records = {name: Record(name) for name in system.edges}
-            began = time.time()
             _watch(job, system, bundle, rows, records)
-            summary = _summary(job, system, records, time.time() - began)
+            elapsed = time.time() - system.ready
+            summary = _summary(job, system, records, elapsed)
+            if job.report is not None or job.picture is not None:
+                _illustrate(job, system, records, summary, elapsed)
     text = table(summary["classes"])
+    if len(summary["phases"]) > 1:
+        text += "\n\n" + phase_table(summary["phases"])
     return summary, text
 
 
@@ -120,5 +130,22 @@ def _summary(
             summarise(record, hands[name].moves, hands[name].plan.generation)
             for name, record in records.items()
         ],
+        "phases": phases(records.values(), job.trace, system.ready, elapsed),
         "events": [{"at": event.at, "text": event.text} for event in system.events],
     }
+
+
+def _illustrate(
+    job: Job, system: System, records: dict[str, Record], summary: dict[str, Any], elapsed: float
+) -> None:
+    from dovetail_cli.local.plots import Timeline
+    from dovetail_cli.local.report import Story, write_picture, write_report
+
+    main, *others = records.values()
+    line = Timeline(system.ready, elapsed, main, others, main.moves, job.trace)
+    if job.report is not None:
+        terms, hand = system.terms[main.name], system.hand.hands[main.name]
+        write_report(job.report, Story(summary, line, system.bundle.config, terms, hand))
+        note(f"report: {job.report}")
+    if job.picture is not None:
+        write_picture(job.picture, line)

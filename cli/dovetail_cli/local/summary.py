@@ -1,6 +1,8 @@
 """The summary of a run: one document, from which the table and the report are made."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 
 from dovetail.control import Move
 from dovetail.measure import RungWindow, Window
+from dovetail_cli.link import Trace
 from dovetail_cli.local.record import Point, Record, overall
 from dovetail_cli.output import columns, size
 
@@ -43,6 +46,55 @@ def table(classes: Sequence[Mapping[str, Any]]) -> str:
         if len(found["rungs"]) > 1:
             rows += [("", rung["rung"], *_cells(rung)) for rung in found["rungs"]]
     return columns([*head, "SENT"], rows)
+
+
+def phases(
+    records: Iterable[Record], trace: Trace | None, began: float, elapsed: float
+) -> list[dict[str, Any]]:
+    """Median milliseconds and the most used rung of every class, for each link of the trace."""
+    if trace is None:
+        return []
+    found = []
+    for start, end, link in zip(
+        trace.starts, (*trace.starts[1:], math.inf), trace.links, strict=True
+    ):
+        if start >= elapsed:
+            break
+        inside = {
+            r.name: [p for p in r.points if start <= p.at - began < end and not p.failed]
+            for r in records
+        }
+        found.append(
+            {
+                "from": start,
+                "link": str(link),
+                "p50Ms": {
+                    name: round(float(np.median([p.seconds for p in points])) * 1e3, 2)
+                    if points
+                    else None
+                    for name, points in inside.items()
+                },
+                "rung": {
+                    name: Counter(p.rung for p in points).most_common(1)[0][0] if points else None
+                    for name, points in inside.items()
+                },
+            }
+        )
+    return found
+
+
+def phase_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """The phases for people."""
+    names = list(found[0]["p50Ms"])
+    rows = [
+        (
+            f"{phase['from']:g} s",
+            phase["link"],
+            *(f"{_number(phase['p50Ms'][name])} ({phase['rung'][name] or '-'})" for name in names),
+        )
+        for phase in found
+    ]
+    return columns(("FROM", "LINK", *(f"{name.upper()} P50 MS (RUNG)" for name in names)), rows)
 
 
 def _cells(found: Mapping[str, Any]) -> tuple[str, ...]:

@@ -132,6 +132,7 @@ class System:
 
     Attributes:
         edges: the edge processes by class.
+        terms: what each class may do.
         hand: the slow hand.
         events: what happened, newest last.
         ready: when it was ready, seconds since the epoch.
@@ -147,13 +148,14 @@ class System:
     state: State
     progress: Progress
     edges: dict[str, Edge] = field(default_factory=dict)
+    terms: dict[str, Terms] = field(default_factory=dict)
     events: deque[Event] = field(default_factory=lambda: deque(maxlen=_EVENTS))
     ready: float = 0.0
 
     def __enter__(self) -> Self:
         spec = self.wish.deployment.spec
-        self._terms = device_classes(self.wish, self.bundle, self.costs)
-        self.hand = SlowHand(self._terms, self.state, seconds(spec.adapt.window), self._publish)
+        self.terms = device_classes(self.wish, self.bundle, self.costs)
+        self.hand = SlowHand(self.terms, self.state, seconds(spec.adapt.window), self._publish)
         with ExitStack() as stack:
             guard = stack.enter_context(Guard(self.state.folder("run")))
             self._pool = stack.enter_context(
@@ -162,7 +164,7 @@ class System:
             self.hand.keep()
             self._pool.apply(self._serve_config(self.hand.plans))
             endpoint = self._shape(stack, guard)
-            for index, name in enumerate(self._terms):
+            for index, name in enumerate(self.terms):
                 self.edges[name] = self._edge(index, name, endpoint, guard)
                 stack.callback(self.edges[name].child.stop)
                 self.edges[name].child.start()
@@ -196,7 +198,7 @@ class System:
     def _serve_config(self, plans: Mapping[str, Plan]) -> dict[str, object]:
         deployment = self.wish.deployment
         cloud = deployment.spec.cloud
-        tokens = {name: fingerprint(self.state.token(name)) for name in self._terms}
+        tokens = {name: fingerprint(self.state.token(name)) for name in self.terms}
         path = str(self.bundle.path.resolve())
         tail = TailApp(
             deployment=deployment.key,
