@@ -6,6 +6,7 @@ is kept, so a device that restarts without its cloud goes on from it.
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -64,7 +65,16 @@ def _serve(session: Session, port: int) -> None:
         lifespan="off",
         timeout_graceful_shutdown=_GRACE,
     )
-    uvicorn.Server(config).run()
+    server = uvicorn.Server(config)
+
+    def end(*_: object) -> None:
+        server.should_exit = True
+
+    # uvicorn hands a signal on to the handler it found once it has shut down: with the default one
+    # the process would die there, before the session is closed.
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    server.run()
 
 
 def _read_plan(path: Path, device_class: str) -> Plan:

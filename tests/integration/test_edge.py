@@ -1,0 +1,417 @@
+"""The edge against a real tail on a real Ray Serve: sessions in-process, servers as processes."""
+
+import asyncio
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from tests.integration.conftest import Served
+from tests.tiny_bundle import rows, segments_of, write_tiny_bundle
+
+from dovetail.codecs import CodecSet
+from dovetail.errors import BundleCorrupt
+from dovetail.plan import Plan
+from dovetail.pool import TailApp
+from dovetail.tensor import Array
+from dovetail_edge import Session
+from dovetail_serving.intake import token_digest
+
+pytestmark = pytest.mark.ray
+
+NAME = "edge/tiny"
+TOKEN = "a camera's token"
+RUNGS = ("cloud", "cloud-uint8", "cut1", "cut1-int8", "cut2", "cut2-int8-zstd", "edge")
+
+
+class Setting:
+    """A tail with a token, and the endpoint an edge calls."""
+
+    def __init__(self, served: Served, folder: Path) -> None:
+        self.served, self.folder = served, folder
+        self.tiny = write_tiny_bundle(folder / "bundle", seed=3)
+        self.endpoint = f"http://{served.address}"
+        self.generation = 0
+        self.publish(self.plan())
+
+    def plan(self, default: str = "cut1", **more: object) -> Plan:
+        """The next generation's plan; every session of a test module rises above the last."""
+        self.generation += 1
+        more = {"pinned": True, "deadline": 20.0, **more}
+        return self.tiny.plan(default, generation=self.generation, deployment=NAME, **more)
+
+    def publish(self, plan: Plan) -> None:
+        """Let the tail hand out a plan."""
+        app = TailApp(
+            NAME,
+            str(self.tiny.bundle.path),
+            self.tiny.bundle.digest,
+            {"camera": plan},
+            tokens={"camera": token_digest(TOKEN)},
+            actor_options={"num_cpus": 0.1},
+        )
+        self.served.serve(app)
+
+    def session(self, plan: Plan) -> Session:
+        return Session(self.tiny.bundle, plan, endpoint=self.endpoint, token=TOKEN)
+
+    def through(self, rung_id: str, feed: dict[str, Array]) -> dict[str, Array]:
+        """Head, codec and tail of a rung in this process: what must come back over the wire."""
+        rung, config = self.tiny.bundle.config.rung(rung_id), self.tiny.bundle.config
+        runtime, codecs = segments_of(self.tiny, optimize=True), CodecSet(config)
+        live, _ = runtime.run(feed, 0, rung.cut)
+        names = config.crossing(rung.cut)
+        sent = codecs.unpack(rung.codec, names, tuple(codecs.pack(rung.codec, live, names)))
+        done, _ = runtime.run(sent, rung.cut, len(config.segments))
+        return {s.name: done[s.name] if s.name in done else live[s.name] for s in config.outputs}
+
+
+@pytest.fixture(scope="module")
+def setting(ray_pool: Served, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return Setting(ray_pool, tmp_path_factory.mktemp("edge"))
+
+
+def until(what: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Wait for a state; fails where it never comes."""
+    stop = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < stop, "the state never came"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_rung_answers_as_head_codec_and_tail_in_one_process(
+    setting: Setting, rung: str, batch: int
+) -> None:
+    """Nothing on the way changes an answer, for one row and for several."""
+    feed = rows(batch, seed=batch)
+    with setting.session(setting.plan(rung)) as session:
+        answer = session.infer_detailed(feed)
+    assert (answer.rung, answer.degraded) == (rung, False)
+    assert list(answer.outputs) == ["brightness", "scores"]
+    for name, want in setting.through(rung, feed).items():
+        np.testing.assert_allclose(answer.outputs[name], want, rtol=1e-4, atol=1e-5)
+    assert (answer.sample.bytes_up > 0) == (rung != "edge")
+
+
+def test_a_plan_published_under_load_is_taken_over_and_no_request_fails(setting: Setting) -> None:
+    """The header of an answer names the generation; the edge fetches it and moves in between."""
+    feed = rows(1)
+    want = setting.tiny.whole(feed)
+    wrong: list[object] = []
+    stop = threading.Event()
+    with setting.session(setting.plan("cut1")) as session:
+
+        def load() -> None:
+            while not stop.is_set():
+                answer = session.infer_detailed(feed)
+                good = np.allclose(answer.outputs["scores"], want["scores"], atol=1e-4)
+                if answer.degraded or not good:
+                    wrong.append(answer)
+
+        threads = [threading.Thread(target=load) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for rung in ("cut2", "cloud", "edge"):
+            plan = setting.plan(rung)
+            setting.publish(plan)
+            until(lambda plan=plan: session.plan.generation == plan.generation)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        status = session.status()
+    assert not wrong
+    assert [move.target for move in status.moves] == ["cut2", "cloud", "edge"]
+    assert {move.reason for move in status.moves} == {"Plan"}
+
+
+def test_an_idle_edge_learns_of_a_plan_by_itself(setting: Setting) -> None:
+    """No request flows, and the plan still arrives."""
+    with setting.session(setting.plan("cut1")) as session:
+        plan = setting.plan("cut2")
+        setting.publish(plan)
+        until(lambda: session.plan.generation == plan.generation)
+        assert session.status().rung == "cut2"
+
+
+def test_lower_generations_and_plans_for_other_bundles_are_left(
+    setting: Setting, tmp_path: Path
+) -> None:
+    """Plans may come late, twice, or for a bundle that is not here; what is in use goes on."""
+    other = write_tiny_bundle(tmp_path / "other", seed=99)
+    old, new = setting.plan("cut1"), setting.plan("cut2")
+    with setting.session(new) as session:
+        assert not session.adopt(old)
+        assert not session.adopt(new)
+        foreign = new.model_copy(
+            update={"bundle": other.bundle.digest, "generation": new.generation + 1000}
+        )
+        assert not session.adopt(foreign)
+        assert session.plan == new
+
+
+def test_samples_reach_the_ledger(setting: Setting) -> None:
+    """What the edge counted is what the operator reads."""
+    with setting.session(setting.plan("cut2-int8-zstd")) as session:
+        for _ in range(12):
+            session.infer(rows(1))
+
+        def told() -> bool:
+            session.infer(rows(1))
+            classes = setting.served.ledger()["windows"].get(NAME, {})
+            rungs = classes.get("camera", {}).get("rungs", {})
+            seen = rungs.get("cut2-int8-zstd", {}).get("outcomes", {})
+            return bool(seen.get("ok", 0) >= 12)
+
+        until(told)
+
+
+def test_a_wrong_token_is_answered_on_the_edge(setting: Setting) -> None:
+    """The tail refuses; the caller still gets the right answer, flagged."""
+    feed = rows(1)
+    with Session(
+        setting.tiny.bundle, setting.plan("cut1"), endpoint=setting.endpoint, token="stolen"
+    ) as session:
+        answer = session.infer_detailed(feed)
+    assert answer.degraded
+    np.testing.assert_allclose(
+        answer.outputs["scores"], setting.tiny.whole(feed)["scores"], rtol=1e-4, atol=1e-5
+    )
+
+
+async def _many(session: Session, count: int) -> list[dict[str, Array]]:
+    return await asyncio.gather(*(session.ainfer(rows(1, seed=s)) for s in range(count)))
+
+
+def test_the_asynchronous_call_answers_like_the_synchronous_one(setting: Setting) -> None:
+    """Many at once, each its own answer."""
+    with setting.session(setting.plan("cut1")) as session:
+        answers = asyncio.run(_many(session, 16))
+    for seed, answer in enumerate(answers):
+        want = setting.tiny.whole(rows(1, seed=seed))
+        np.testing.assert_allclose(answer["scores"], want["scores"], rtol=1e-4, atol=1e-5)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Got:
+    """An HTTP answer."""
+
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status, self.body = status, body
+        self.headers = {name.lower(): value for name, value in headers.items()}
+
+
+class EdgeProcess:
+    """`python -m dovetail_edge` on a free port."""
+
+    def __init__(self, setting: Setting, plan: Plan, endpoint: str, *more: str) -> None:
+        folder = setting.folder
+        (folder / "plan.json").write_text(plan.model_dump_json(by_alias=True))
+        (folder / "token").write_text(TOKEN + "\n")
+        self.port = free_port()
+        options = {
+            "bundle": setting.tiny.bundle.path,
+            "plan": folder / "plan.json",
+            "endpoint": endpoint,
+            "device-class": "camera",
+            "token-file": folder / "token",
+            "port": self.port,
+        }
+        flags = [f"--{name}={value}" for name, value in options.items()]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "dovetail_edge", *flags, *more],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        until(lambda: self.process.poll() is not None or self._ready())
+
+    def _ready(self) -> bool:
+        try:
+            return self.call("GET", "/v2/health/ready").status == 200
+        except OSError:
+            return False
+
+    def call(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> Got:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            return Got(answer.status, dict(answer.getheaders()), answer.read())
+        finally:
+            connection.close()
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.call("GET", "/dovetail/status").body)
+        return found
+
+    def triton(self) -> triton.InferenceServerClient:
+        return triton.InferenceServerClient(f"127.0.0.1:{self.port}")
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        self.process.send_signal(number)
+        _, errors = self.process.communicate(timeout=30)
+        return self.process.returncode, errors
+
+
+@contextmanager
+def edge_process(
+    setting: Setting, plan: Plan, *more: str, endpoint: str | None = None
+) -> Iterator[EdgeProcess]:
+    edge = EdgeProcess(setting, plan, endpoint or setting.endpoint, *more)
+    try:
+        yield edge
+    finally:
+        if edge.process.poll() is None:
+            edge.end(signal.SIGKILL)
+
+
+def infer(
+    client: triton.InferenceServerClient, feed: dict[str, Array], *, binary: bool = True
+) -> triton.InferResult:
+    tensor = triton.InferInput("x", feed["x"].shape, "FP32")
+    tensor.set_data_from_numpy(feed["x"], binary_data=binary)
+    asked = [triton.InferRequestedOutput(n, binary_data=binary) for n in ("scores", "brightness")]
+    return client.infer("tiny", [tensor], outputs=asked, request_id="r-1")
+
+
+def test_tritonclient_calls_the_edge_unmodified(setting: Setting) -> None:
+    """Health, metadata and inference, binary and JSON; the answer says which rung made it."""
+    feed = rows(2)
+    with edge_process(setting, setting.plan("cut1"), "--slowdown=2") as edge:
+        client = edge.triton()
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("tiny")
+        assert client.get_model_metadata("tiny")["inputs"][0]["shape"] == [-1, 3, 16, 16]
+        assert client.get_server_metadata()["parameters"] == {"slowdown": 2.0}
+        for binary in (True, False):
+            result = infer(client, feed, binary=binary)
+            for name, want in setting.tiny.whole(feed).items():
+                np.testing.assert_allclose(result.as_numpy(name), want, rtol=1e-4, atol=1e-5)
+            said = result.get_response()
+            assert said["id"] == "r-1"
+            assert said["parameters"]["rung"] == "cut1"
+            assert said["parameters"]["degraded"] is False
+        code, errors = edge.end()
+    assert code == 0
+    assert "slowdown 2" in errors
+
+
+BAD: dict[str, tuple[str, bytes, dict[str, str], int, str]] = {
+    "no JSON": ("tiny", b"{", {}, 400, "InvalidMessage"),
+    "no input": ("tiny", b'{"inputs":[]}', {}, 400, "InvalidTensor"),
+    "wrong shape": (
+        "tiny",
+        b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,2],"data":[1,2]}]}',
+        {},
+        400,
+        "InvalidTensor",
+    ),
+    "wrong dtype": (
+        "tiny",
+        b'{"inputs":[{"name":"x","datatype":"INT8","shape":[1],"data":[1]}]}',
+        {},
+        400,
+        "InvalidTensor",
+    ),
+    "unknown model": ("nobody", b"{}", {}, 404, "UnknownModel"),
+    "unknown version": ("tiny/versions/7", b"{}", {}, 409, "UnknownVersion"),
+    "unknown output": (
+        "tiny",
+        b'{"inputs":[],"outputs":[{"name":"nothing"}]}',
+        {},
+        400,
+        "InvalidTensor",
+    ),
+    "senseless deadline": (
+        "tiny",
+        b"{}",
+        {"x-request-timeout-seconds": "soon"},
+        400,
+        "InvalidMessage",
+    ),
+    "header length beyond the body": (
+        "tiny",
+        b"{}",
+        {"Inference-Header-Content-Length": "99"},
+        400,
+        "InvalidMessage",
+    ),
+    "too large": ("tiny", b"{}", {"Content-Length": str(1 << 40)}, 413, "BodyTooLarge"),
+}
+
+
+def test_bad_requests_are_typed_errors_and_the_edge_goes_on(setting: Setting) -> None:
+    """Every one names its class in `Dovetail-Error`, and a good request is answered after them."""
+    with edge_process(setting, setting.plan("cut1")) as edge:
+        for what, (model, body, headers, status, code) in BAD.items():
+            got = edge.call("POST", f"/v2/models/{model}/infer", body, headers)
+            assert (what, got.status, got.headers.get("dovetail-error")) == (what, status, code)
+            assert json.loads(got.body)["error"]
+        assert infer(edge.triton(), rows(1)).as_numpy("scores").shape == (1, 10)
+
+
+def test_an_edge_killed_while_offline_comes_back_from_its_last_plan(setting: Setting) -> None:
+    """Kill -9, no cloud, no newer plan in reach: it goes on from what it had learnt."""
+    state, feed = setting.folder / "state", rows(1)
+    first = setting.plan("cut1")
+    with edge_process(setting, first, f"--state={state}") as edge:
+        learnt = setting.plan("cut2")
+        setting.publish(learnt)
+        until(lambda: edge.status()["generation"] == learnt.generation)
+        edge.end(signal.SIGKILL)
+    nobody = f"http://127.0.0.1:{free_port()}"
+    with edge_process(setting, first, f"--state={state}", endpoint=nobody) as edge:
+        assert edge.status()["generation"] == learnt.generation
+        assert edge.status()["rung"] == "cut2"
+        result = infer(edge.triton(), feed)
+    assert result.get_response()["parameters"]["degraded"] is True
+    np.testing.assert_allclose(
+        result.as_numpy("scores"), setting.tiny.whole(feed)["scores"], rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [({"bundle": "sha256:" + "0" * 64}, "BundleError"), ({"device_class": "x"}, "ManifestError")],
+)
+def test_an_edge_with_a_plan_that_is_not_its_own_does_not_start(
+    setting: Setting, change: dict[str, str], code: str
+) -> None:
+    """Exit code 2 and one line that says why."""
+    plan = setting.plan("cut1").model_copy(update=change)
+    edge = EdgeProcess(setting, plan, setting.endpoint)
+    _, errors = edge.process.communicate(timeout=30)
+    assert edge.process.returncode == 2
+    assert errors.startswith(f"{code}: ")
+
+
+def test_a_corrupted_blob_is_found_before_anything_runs(setting: Setting, tmp_path: Path) -> None:
+    """A flipped bit in a weight never becomes an answer."""
+    tiny = write_tiny_bundle(tmp_path / "bundle", seed=3)
+    weights = next(g.data for g in tiny.bundle.config.groups if g.data)
+    path = tiny.bundle.blob_path(weights)
+    data = bytearray(path.read_bytes())
+    data[5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleCorrupt, match=weights):
+        Session(tiny.bundle, tiny.plan("cut1"), endpoint=setting.endpoint)
