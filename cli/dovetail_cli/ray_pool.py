@@ -35,7 +35,8 @@ from dovetail.pool import SERVE_ENVIRONMENT
 from dovetail_cli.ray_guard import MARK, end_pool
 
 HOST: Final = "127.0.0.1"
-_START_SECONDS = 90.0
+_START_SECONDS = 180.0
+_ATTEMPTS = 3  # Ray gives its own daemons 30 s, which a busy machine may exceed
 _POLL = 0.25
 _OBJECT_STORE = 80 << 20  # bytes; Serve moves no tensors through it, and Ray takes no less
 _TRACEBACK_LINES = 25
@@ -134,7 +135,7 @@ class RayPool:
             self._guard.wait()
             self._guard = None
 
-    def apply(self, config: Mapping[str, Any], *, timeout: float = 120.0) -> None:
+    def apply(self, config: Mapping[str, Any], *, timeout: float = 300.0) -> None:
         """Put a Serve config and wait until every application in it runs.
 
         Raises:
@@ -162,8 +163,6 @@ class RayPool:
         """
         if self._head is not None and self._head.poll() is None:
             return False
-        self._progress("Ray is gone; starting it again")
-        end_pool(self._mark)
         self._launch()
         if self._config is not None:
             self.apply(self._config)
@@ -180,32 +179,40 @@ class RayPool:
         return token
 
     def _launch(self) -> None:
-        self._progress("starting Ray")
+        """Start Ray, again if it gives up, and wait until its REST API answers."""
         log = self._folder / "ray-start.log"
-        with log.open("wb") as out:
-            self._head = subprocess.Popen(
-                self._command(),
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is ours to handle, in our order
-            )
+        for attempt in range(_ATTEMPTS):
+            self._progress("starting Ray" if attempt == 0 else "Ray gave up; starting it again")
+            end_pool(self._mark)
+            self._dashboard = _free_port()
+            with log.open("wb") as out:
+                self._head = subprocess.Popen(
+                    self._command(),
+                    env=self._environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C is ours to handle, in our order
+                )
+            if self._answers(self._head):
+                return
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-_TRACEBACK_LINES:])
+        raise PoolFailed(f"Ray did not start, {_ATTEMPTS} times; the last time it said:\n{tail}")
+
+    def _answers(self, head: subprocess.Popen[bytes]) -> bool:
+        """Wait until the REST API answers; false where Ray ends before, or takes too long."""
         stop = time.monotonic() + _START_SECONDS
-        while time.monotonic() < stop:
-            if self._head.poll() is not None:
-                break
+        while time.monotonic() < stop and head.poll() is None:
             with contextlib.suppress(PoolFailed):
                 self._call("GET")
-                return
+                return True
             time.sleep(_POLL)
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-_TRACEBACK_LINES:])
-        raise PoolFailed(f"Ray did not start within {_START_SECONDS:.0f} s; it said:\n{tail}")
+        return False
 
     def _command(self) -> list[str]:
         options: dict[str, object] = {
             "node-ip-address": HOST,
-            "port": self._gcs,
+            "port": _free_port(),
             "dashboard-host": HOST,
             "dashboard-port": self._dashboard,
             "dashboard-agent-listen-port": free_port(),
@@ -235,6 +242,8 @@ class RayPool:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "AUTOSCALER_METRIC_PORT": str(free_port()),
             "DASHBOARD_METRIC_PORT": str(free_port()),
+            "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "120",
+            "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "120",
             "RAY_prestart_worker_first_driver": "0",
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
             "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
@@ -283,7 +292,7 @@ class RayPool:
     def _call(self, method: str, body: bytes | None = None) -> bytes:
         """One call of Serve's REST API."""
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
-        connection = http.client.HTTPConnection(HOST, self._dashboard, timeout=60)
+        connection = http.client.HTTPConnection(HOST, self._dashboard, timeout=180)
         try:
             connection.request(method, "/api/serve/applications/", body, headers)
             answer = connection.getresponse()

@@ -308,6 +308,11 @@ def _plan(document: object, deployment: str, device_class: str) -> Plan | None:
 
 
 def build(args: TailArgs) -> Application:
-    """The Serve application, from its arguments."""
+    """The Serve application, from its arguments.
+
+    Raises:
+        BundleError: the folder holds no bundle; said here, before any replica starts.
+    """
+    Bundle(args.bundle)
     deployment = serve.deployment(name=TAIL_DEPLOYMENT)(serve.ingress()(Tail))
     return deployment.bind(args)

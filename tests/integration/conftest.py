@@ -33,7 +33,6 @@ class Served:
 
     pool: RayPool
     tails: dict[str, TailApp] = field(default_factory=dict)
-    bundles: dict[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def address(self) -> str:
@@ -43,8 +42,17 @@ class Served:
     def serve(self, *tails: TailApp) -> None:
         """Add tails, or replace those of the same application, and wait until they run."""
         self.tails |= {tail.application: tail for tail in tails}
-        self.bundles |= {tail.bundle: tail.tokens for tail in tails}
-        ledger = LedgerApp(self.bundles, token_digest(OPERATOR_TOKEN))
+        self._apply()
+
+    def drop(self, *tails: TailApp) -> None:
+        """Take tails away again."""
+        for tail in tails:
+            self.tails.pop(tail.application, None)
+        self._apply()
+
+    def _apply(self) -> None:
+        bundles = {tail.bundle: tail.tokens for tail in self.tails.values()}
+        ledger = LedgerApp(bundles, token_digest(OPERATOR_TOKEN))
         self.pool.apply(
             serve_config(self.tails.values(), ledger, host=self.pool.host, port=self.pool.port)
         )

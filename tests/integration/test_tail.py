@@ -22,6 +22,7 @@ from tests.tiny_bundle import TinyBundle, rows, segments_of, write_tiny_bundle
 
 from dovetail.bundle import RungSpec
 from dovetail.codecs import CodecSet
+from dovetail.errors import PoolFailed
 from dovetail.ladder import Parts
 from dovetail.measure import Sample, Window
 from dovetail.plan import Plan
@@ -497,6 +498,19 @@ def test_a_change_of_plan_under_load_loses_nothing_and_restarts_nothing(tails: T
     assert load.wrong == []
     assert load.generations[-1] == "3"
     assert tails.ray.replica_pids(tails.open.application) == before
+
+
+def test_a_bundle_that_is_none_is_refused_in_words_and_disturbs_nobody(
+    tails: Tails, tmp_path: Path
+):
+    """What failed to deploy says why; what ran before runs on."""
+    bad = replace(tails.open, deployment="default/bad", bundle=str(tmp_path))
+    try:
+        with pytest.raises(PoolFailed, match="is not a bundle"):
+            tails.ray.serve(bad)
+        outputs(tails.whole(rows(1)))
+    finally:
+        tails.ray.drop(bad)
 
 
 def test_a_killed_replica_comes_back_by_itself_and_no_answer_is_ever_wrong(tails: Tails):
