@@ -31,6 +31,8 @@ demo: setup  ## the main job: a real network, a slow device, a link that collaps
 	$(BIN)/python examples/page_orientation/demo.py
 
 test: setup  ## the default suite, under 12 minutes on 2 cores
+	@$(BIN)/python -m tests.kube.binaries || \
+	  echo "note: the tests on a real API server will be skipped" >&2
 	$(BIN)/python -m pytest -q -m "not slow"
 
 test-slow: setup  ## the rest of the suite: minutes each

@@ -52,6 +52,21 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Program:
+    """A program that runs.
+
+    Attributes:
+        name: what it is called.
+        process: its process, for those who stop or kill it.
+        log: file with what it says.
+    """
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+@dataclass(frozen=True, slots=True)
 class ApiServer:
     """A running API server.
 
@@ -60,9 +75,8 @@ class ApiServer:
         token: bearer token of a member of `system:masters`.
         certificate: file with what a client must trust.
         kubeconfig: file for `kubectl`, `helm` and client libraries.
-        log: file that kube-apiserver writes to.
         etcd: the running etcd.
-        process: the running kube-apiserver.
+        apiserver: the running kube-apiserver.
         client: an HTTP client that carries the token.
     """
 
@@ -70,9 +84,8 @@ class ApiServer:
     token: str
     certificate: Path
     kubeconfig: Path
-    log: Path
-    etcd: subprocess.Popen[bytes]
-    process: subprocess.Popen[bytes]
+    etcd: Program
+    apiserver: Program
     client: httpx2.Client
 
     def request(self, method: str, path: str, body: Any = None, **options: Any) -> Json:
@@ -108,7 +121,7 @@ class ApiServer:
                 (item["type"], item["status"]) for item in conditions
             ]
 
-        _wait(established, f"{path} to be served", self.process, self.log)
+        _wait(established, f"{path} is served", self.etcd, self.apiserver)
         return self.request("GET", path)
 
 
@@ -141,14 +154,14 @@ def running(folder: Path, etcd: Binary, program: Binary) -> Iterator[ApiServer]:
 def _started(home: Path, etcd: Binary, program: Binary) -> Iterator[ApiServer]:
     peers, clients, secure = _free_ports(3)
     url, token = f"https://127.0.0.1:{secure}", secrets.token_urlsafe(24)
-    certificate, log = home / "certs" / "apiserver.crt", home / "kube-apiserver.log"
+    certificate = home / "certs" / "apiserver.crt"
     kubeconfig = _kubeconfig(home, url, token, certificate)
     _write_keys(home, token)
     with (
         _process(home / "etcd.log", _etcd(etcd, home, peers, clients)) as store,
-        _process(log, _apiserver(program, home, clients, secure)) as api,
+        _process(home / "kube-apiserver.log", _apiserver(program, home, clients, secure)) as api,
     ):
-        _wait(certificate.is_file, "its certificate", api, log)
+        _wait(certificate.is_file, "it has a certificate", store, api)
         with httpx2.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {token}"},
@@ -156,8 +169,8 @@ def _started(home: Path, etcd: Binary, program: Binary) -> Iterator[ApiServer]:
             timeout=30.0,
             trust_env=False,
         ) as client:
-            _wait(lambda: _ready(client), "readiness", api, log)
-            yield ApiServer(url, token, certificate, kubeconfig, log, store, api, client)
+            _wait(lambda: _ready(client), "it is ready", store, api)
+            yield ApiServer(url, token, certificate, kubeconfig, store, api, client)
 
 
 def _etcd(program: Binary, home: Path, peers: int, clients: int) -> list[str]:
@@ -222,11 +235,11 @@ def _kubeconfig(home: Path, url: str, token: str, certificate: Path) -> Path:
 
 
 @contextmanager
-def _process(log: Path, command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+def _process(log: Path, command: list[str]) -> Iterator[Program]:
     with log.open("wb") as sink:
         process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, cwd=log.parent)
     try:
-        yield process
+        yield Program(log.stem, process, log)
     finally:
         process.terminate()
         try:
@@ -245,15 +258,20 @@ def _ready(client: httpx2.Client) -> bool:
         return False
 
 
-def _wait(done: Callable[[], bool], what: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait(done: Callable[[], bool], until: str, *programs: Program) -> None:
     end = time.monotonic() + _READY_S
     while not done():
-        ended = process.poll() is not None
-        if ended or time.monotonic() > end:
-            why = f"ended with {process.returncode}" if ended else f"took over {_READY_S:g} s"
-            tail = log.read_text(errors="replace")[-2000:]
-            raise ApiServerFailed(f"kube-apiserver {why} while waiting for {what}:\n{tail}")
+        for program in programs:
+            if program.process.poll() is not None:
+                raise _failed(program, f"ended with {program.process.returncode} before {until}")
+        if time.monotonic() > end:
+            raise _failed(programs[-1], f"took over {_READY_S:g} s until {until}")
         time.sleep(0.1)
+
+
+def _failed(program: Program, what: str) -> ApiServerFailed:
+    said = program.log.read_text(errors="replace")[-2000:]
+    return ApiServerFailed(f"{program.name} {what}; the end of its log:\n{said}")
 
 
 def _free_ports(count: int) -> list[int]:
