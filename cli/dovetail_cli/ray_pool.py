@@ -184,7 +184,7 @@ class RayPool:
         for attempt in range(_ATTEMPTS):
             self._progress("starting Ray" if attempt == 0 else "Ray gave up; starting it again")
             end_pool(self._mark)
-            self._dashboard = _free_port()
+            self._dashboard = free_port()
             with log.open("wb") as out:
                 self._head = subprocess.Popen(
                     self._command(),
@@ -212,7 +212,7 @@ class RayPool:
     def _command(self) -> list[str]:
         options: dict[str, object] = {
             "node-ip-address": HOST,
-            "port": _free_port(),
+            "port": free_port(),
             "dashboard-host": HOST,
             "dashboard-port": self._dashboard,
             "dashboard-agent-listen-port": free_port(),
