@@ -16,6 +16,8 @@ from rich.console import Console
 
 from bench import docs, report
 
+_WIDTH = 150  # columns
+
 SECTIONS = {
     "cut_time": "Exact cut, ladder, file to bundle",
     "peers": "Cutting beside onnx.utils.extract_model and ssp4onnx",
@@ -49,6 +51,12 @@ def _measure(section: str, *, quick: bool, out: Console, log: Console) -> bool:
     return True
 
 
+def _console(*, error: bool) -> Console:
+    """A console that does not fold tables where its output is not a terminal."""
+    console = Console(stderr=error)
+    return console if console.is_terminal else Console(stderr=error, width=_WIDTH)
+
+
 def main() -> int:
     """Run the sections asked for, all of them by default."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
@@ -61,7 +69,7 @@ def main() -> int:
     unknown = [name for name in args.sections if name not in SECTIONS]
     if unknown:
         parser.error(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
-    out, log = Console(), Console(stderr=True)
+    out, log = (_console(error=error) for error in (False, True))
     wanted = args.sections or ([] if args.write_docs else list(SECTIONS))
     good = [_measure(name, quick=args.quick, out=out, log=log) for name in wanted]
     if args.write_docs:

@@ -5,9 +5,9 @@ place, and the product's own two hands choose: a few requests a window, the wind
 the edge saw go to `control.step`, its plan goes to the edge, until a window brings no move. Then
 every rung of the ladder is measured for real (real edge session, shaped link, real tail on Ray
 Serve), request by request in interleaved rounds, and with them the uncut model: all on the device,
-and all in the cloud with each input codec the proof allows. Rungs slower than half again the best
-are measured twice and then left. A figure is the median of the chosen rung over the lowest median
-of the ladder; the best is chosen in hindsight from noisy medians, which counts against us.
+and all in the cloud with each input codec the proof allows. A rung that takes more than twice the
+best so far is left after that. A figure is the median of the chosen rung over the lowest median of
+the ladder; the best is chosen in hindsight from noisy medians, which counts against us.
 """
 
 import time
@@ -38,7 +38,7 @@ _QUICK_LINKS = ("2mbit,60ms", "20mbit,20ms", "1gbit,1ms")
 _UNCUT = "uncut "  # before the name of a rung of the uncut model
 _LATE = 60.0  # seconds: no request is answered by the fallback while rungs are measured
 _SECONDS, _LEAST, _MOST = 8.0, 4, 25  # of one condition's rounds
-_HOPELESS = 1.5
+_HOPELESS = 2.0
 _WINDOWS, _REQUESTS = 6, 5  # that the hands may take, and requests in each
 _STEP = 10.0  # seconds a window stands for on the slow hand's clock: past any cooldown
 
@@ -156,23 +156,17 @@ class _Devices:
 
     def _times(self) -> dict[str, Floats]:
         """Seconds of every rung, in rounds until the time is up."""
-        times: dict[str, list[float]] = {}
-        for prefix, session in self._sessions.items():
-            for rung in session.plan.allowed:
-                times[prefix + rung] = []
-                self._once(prefix + rung)
+        names = [p + rung for p, session in self._sessions.items() for rung in session.plan.allowed]
+        times = {name: [self._once(name)] for name in names}
         stop, number = time.monotonic() + _SECONDS, 0
         while number < _LEAST or (number < _MOST and time.monotonic() < stop):
-            names = list(times)
+            best = min(float(np.median(values)) for values in times.values())
+            names = [name for name in names if min(times[name]) <= _HOPELESS * best]
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                if number < 2 or not self._hopeless(times, name):
-                    times[name].append(self._once(name))
+                times[name].append(self._once(name))
             number += 1
-        return {name: np.array(values) for name, values in times.items()}
-
-    def _hopeless(self, times: Mapping[str, list[float]], name: str) -> bool:
-        best = min(float(np.median(values)) for values in times.values())
-        return min(times[name]) > _HOPELESS * best
+        # The first request after a change of link is colder; only where it was hopeless it stays.
+        return {name: np.array(found[1:] or found) for name, found in times.items()}
 
     def _once(self, name: str) -> float:
         prefix = _UNCUT if name.startswith(_UNCUT) else ""
