@@ -12,9 +12,15 @@ from onnx import ModelProto, ValueInfoProto
 
 from dovetail.errors import UnboundShape, UnsupportedModel
 
+# Per input and axis: what a dimension without a size is called, None where it has one.
+Names = Mapping[str, list[str | None]]
+
 
 def bind_inputs(
-    model: ModelProto, bind: Mapping[str, int], batch: int | None
+    model: ModelProto,
+    bind: Mapping[str, int],
+    batch: int | None,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> tuple[str | None, tuple[str, ...]]:
     """Bind the input dimensions of `model` in place.
 
@@ -22,6 +28,8 @@ def bind_inputs(
         model: a normalised model.
         bind: size by symbolic name, or by `input:axis` for a dimension without a name.
         batch: size to bind the batch to; None leaves it symbolic where possible.
+        shapes: shapes of one row of example inputs by name, which bind what `bind` does not;
+            empty where there is none.
 
     Returns:
         The name of the batch dimension, None where it is bound, and notes for people.
@@ -30,27 +38,27 @@ def bind_inputs(
         UnboundShape: a dimension other than the batch is not bound, or `bind` names none.
         UnsupportedModel: an input that is no tensor.
     """
-    names = {value.name: _dim_names(value) for value in model.graph.input}
+    inputs = model.graph.input
+    names = {value.name: _dim_names(value) for value in inputs}
     _check_bind(bind, names)
-    for value in model.graph.input:
-        for axis, name in enumerate(names[value.name]):
-            size = bind.get(f"{value.name}:{axis}", bind.get(name) if name else None)
-            if name and size is not None:
-                _set(value, axis, size)
-                names[value.name][axis] = None
+    for value in inputs:
+        for axis, name in _open(names, value.name):
+            size = bind.get(f"{value.name}:{axis}", bind.get(name))
+            if size is not None:
+                _set(value, axis, size, names)
     symbol = _batch_name(names)
-    _refuse_others(names, symbol)
+    for value in inputs:
+        _bind_others(value, names, symbol, shapes.get(value.name, ()))
     if symbol is None:
         return None, ()
     if batch is None and _stackable(names):
-        for value in model.graph.input:
+        for value in inputs:
             value.type.tensor_type.shape.dim[0].dim_param = symbol
         return symbol, ()
     notes = () if batch is not None else (_why_not_stackable(names, symbol),)
-    for value in model.graph.input:
-        for axis, name in enumerate(names[value.name]):
-            if name:
-                _set(value, axis, batch or 1)
+    for value in inputs:
+        for axis, _ in _open(names, value.name):
+            _set(value, axis, batch or 1, names)
     return None, notes
 
 
@@ -75,12 +83,17 @@ def _dim_names(value: ValueInfoProto) -> list[str | None]:
             "be symbolic"
         )
     return [
-        None if dim.dim_value > 0 else dim.dim_param or f"{value.name}:{axis}"
+        None if dim.dim_value > 0 else _name(dim.dim_param) or f"{value.name}:{axis}"
         for axis, dim in enumerate(value.type.tensor_type.shape.dim)
     ]
 
 
-def _check_bind(bind: Mapping[str, int], names: Mapping[str, list[str | None]]) -> None:
+def _name(symbol: str) -> str:
+    """The symbol, unless it is one that exporters write for every unknown size."""
+    return "" if symbol in {"?", "None", "-1"} else symbol
+
+
+def _check_bind(bind: Mapping[str, int], names: Names) -> None:
     known = {name for dims in names.values() for name in dims if name}
     known.update(f"{key}:{axis}" for key, dims in names.items() for axis in range(len(dims)))
     for name, size in bind.items():
@@ -93,16 +106,37 @@ def _check_bind(bind: Mapping[str, int], names: Mapping[str, list[str | None]]) 
             raise UnboundShape(f"dimension {name!r} is bound to {size}; a size is at least 1")
 
 
-def _set(value: ValueInfoProto, axis: int, size: int) -> None:
+def _open(names: Names, key: str) -> list[tuple[int, str]]:
+    """Axes of an input that have no size yet, and what they are called."""
+    return [(axis, name) for axis, name in enumerate(names[key]) if name]
+
+
+def _set(value: ValueInfoProto, axis: int, size: int, names: Names) -> None:
     value.type.tensor_type.shape.dim[axis].dim_value = size
+    names[value.name][axis] = None
 
 
-def _unnamed(name: str, dims: Mapping[str, list[str | None]]) -> bool:
+def _bind_others(
+    value: ValueInfoProto, names: Names, symbol: str | None, example: tuple[int, ...]
+) -> None:
+    """Bind what is not the batch to the example's sizes; an error where there is none."""
+    for axis, name in _open(names, value.name):
+        if name == symbol or (axis == 0 and _unnamed(name, names)):
+            continue
+        if axis >= len(example):
+            raise UnboundShape(
+                f"input {value.name!r}, axis {axis} has the dynamic size {name!r}; bind it with "
+                f"`--dim {name}=SIZE`"
+            )
+        _set(value, axis, example[axis], names)
+
+
+def _unnamed(name: str, dims: Names) -> bool:
     head, _, axis = name.rpartition(":")
     return head in dims and axis == "0"
 
 
-def _batch_name(names: Mapping[str, list[str | None]]) -> str | None:
+def _batch_name(names: Names) -> str | None:
     """The first named symbolic dimension on axis 0; `batch` where those have no name."""
     leading = [dims[0] for dims in names.values() if dims and dims[0]]
     named = [name for name in leading if not _unnamed(name, names)]
@@ -111,21 +145,11 @@ def _batch_name(names: Mapping[str, list[str | None]]) -> str | None:
     return named[0] if named else None
 
 
-def _refuse_others(names: Mapping[str, list[str | None]], symbol: str | None) -> None:
-    for key, dims in names.items():
-        for axis, name in enumerate(dims):
-            if name and name != symbol and not (axis == 0 and _unnamed(name, names)):
-                raise UnboundShape(
-                    f"input {key!r}, axis {axis} has the dynamic size {name!r}; bind it with "
-                    f"`--dim {name}=SIZE`"
-                )
-
-
-def _stackable(names: Mapping[str, list[str | None]]) -> bool:
+def _stackable(names: Names) -> bool:
     return all(dims and dims[0] and not any(dims[1:]) for dims in names.values())
 
 
-def _why_not_stackable(names: Mapping[str, list[str | None]], symbol: str) -> str:
+def _why_not_stackable(names: Names, symbol: str) -> str:
     odd = [key for key, dims in names.items() if not (dims and dims[0]) or any(dims[1:])]
     return (
         f"batch dimension {symbol!r} is bound to 1: axis 0 of input {odd[0]!r} is not the batch, "

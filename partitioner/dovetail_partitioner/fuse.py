@@ -195,6 +195,8 @@ class _Groups:
         if len(after) != 1 or self._outputs.intersection(self._writes(group)):
             return
         [reader] = after
+        if self._narrows(group, reader):
+            return
         softmax = self._graph.ops[self._members[group][-1]].op_type == "Softmax"
         if (op.op_type in _HEAVY and self._is_cheap(reader)) or (
             softmax and not self._is_cheap(reader)

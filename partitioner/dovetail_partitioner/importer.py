@@ -114,7 +114,8 @@ def import_model(
             owns it, and keeps it as long as the result is used.
         bind: sizes of dynamic dimensions by symbolic name, or by `input:axis`.
         batch: size to bind the batch to; None leaves it symbolic where requests can be stacked.
-        sample: one row of example inputs for the first run; generated where None.
+        sample: one row of example inputs for the first run, whose shapes bind what `bind` does
+            not; generated where None.
         limits: what reading the model may use; in proportion to its size where None.
 
     Returns:
@@ -133,7 +134,10 @@ def import_model(
     chosen = limits or Limits.for_model(_size(path))
     request = _Request(path, folder, scratch, bind or {}, batch, sample)
     found, offline = sandbox.run(_read, request, limits=chosen)
-    notes = found.notes if offline else (*found.notes, _NOT_OFFLINE)
+    return _imported(found, scratch, () if offline else (_NOT_OFFLINE,))
+
+
+def _imported(found: "_Found", scratch: Path, notes: tuple[str, ...]) -> Imported:
     graph = found.roles.graph
     return Imported(
         scratch=scratch,
@@ -142,7 +146,7 @@ def import_model(
         weight_bytes=sum({weight.offset: weight.length for weight in found.weights}.values()),
         batch=found.batch,
         cuttable=found.cuttable,
-        notes=notes,
+        notes=(*found.notes, *notes),
         roles=found.roles,
         inputs=tuple(_spec(graph, name, "input") for name in graph.inputs),
         outputs=tuple(_spec(graph, name, "output") for name in graph.outputs),
@@ -192,7 +196,8 @@ def _read(ask: _Request) -> _Found:
     model = read_model(ask.path)
     digest = model_digest(ask.path, model.graph, ask.folder)
     weights = normalise(model, ask.folder, ask.scratch)
-    symbol, notes = bind_inputs(model, ask.bind, ask.batch)
+    shapes = {name: array.shape for name, array in (ask.sample or {}).items()}
+    symbol, notes = bind_inputs(model, ask.bind, ask.batch, shapes)
     why = _why_not_cuttable(model)
     if why is not None:
         notes = (*notes, f"edge and cloud only: {why}")

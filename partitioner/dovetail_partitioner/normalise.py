@@ -84,10 +84,15 @@ def _check_domains(model: ModelProto) -> None:
         for node in graph.node:
             if node.domain not in _DOMAINS:
                 raise UnsupportedModel(
-                    f"node {node.name!r} uses operator {node.op_type!r} of domain "
+                    f"{_label(node)} uses operator {node.op_type!r} of domain "
                     f"{node.domain!r}; operators that need a custom-op library are never loaded, "
                     f"only those of {sorted(_DOMAINS - {''})}"
                 )
+
+
+def _label(node: NodeProto) -> str:
+    """How to call a node to people; many have no name."""
+    return f"node {node.name!r}" if node.name else f"the node that makes {list(node.output)}"
 
 
 def _lift_constants(graph: GraphProto) -> None:
@@ -253,7 +258,7 @@ def _sort(graph: GraphProto) -> None:
     order = _topological([[maker[name] for name in names if name in maker] for names in reads])
     if len(order) != len(graph.node):
         stuck = graph.node[min(set(range(len(graph.node))) - set(order))]
-        raise ModelNotReadable(f"the graph has a cycle through node {stuck.name!r}")
+        raise ModelNotReadable(f"the graph has a cycle through {_label(stuck)}")
     taken: set[str] = set()
     nodes = [graph.node[index] for index in order]
     for node in nodes:
@@ -268,7 +273,7 @@ def _check_reads(graph: GraphProto, reads: list[list[str]], known: set[str]) -> 
         for name in names:
             if name not in known:
                 raise ModelNotReadable(
-                    f"node {node.name!r} ({node.op_type}) reads {name!r}, which nothing makes"
+                    f"{_label(node)} ({node.op_type}) reads {name!r}, which nothing makes"
                 )
     for output in graph.output:
         if output.name not in known:

@@ -112,7 +112,9 @@ def _small(arrays: Mapping[str, Array], names: frozenset[str]) -> dict[str, Arra
 
 def _infer(model: ModelProto, symbol: str | None) -> tuple[dict[str, str], dict[str, Dims]]:
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        # Without data propagation, which builds a fill of a trillion elements one by one; what it
+        # would have found, the run shows.
+        inferred = onnx.shape_inference.infer_shapes(model)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         inferred = model  # what inference chokes on, the run answers
     graph = inferred.graph

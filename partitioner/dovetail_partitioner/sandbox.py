@@ -68,9 +68,11 @@ class Limits:
         """Limits for a model of that many bytes, external data included.
 
         Loading maps or copies the weights up to three times (file, protobuf, ONNX Runtime); 6 GiB
-        remain for the libraries' own address space and the activations of one run.
+        remain for the libraries' own address space and the activations of one run. Never more
+        than the machine has.
         """
-        return cls(memory=6 * _GIB + 4 * nbytes)
+        has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return cls(memory=min(6 * _GIB + 4 * nbytes, has))
 
 
 def run(fn: Callable[..., _T], *args: object, limits: Limits) -> tuple[_T, bool]:
