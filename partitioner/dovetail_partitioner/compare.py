@@ -196,7 +196,7 @@ class _Tally:
         self._stacks = stacks(spec, batch)
         self._difference = self._largest = 0.0
         self._agreed = self._rows = 0
-        self._scores = _is_scores(spec, batch)
+        self._scores = is_scores(spec, batch)
         self.compared = self._scores or spec.dtype not in FLOATS
 
     def add(self, want: Array, got: Array | None) -> None:
@@ -222,7 +222,7 @@ class _Tally:
         return self._agreed / self._rows
 
 
-def _is_scores(spec: TensorSpec, batch: str | None) -> bool:
+def is_scores(spec: TensorSpec, batch: str | None) -> bool:
     """Whether an output is a vector of scores a row: floats along one axis beside the batch."""
     sizes = spec.shape[1:] if stacks(spec, batch) else spec.shape
     return spec.dtype in FLOATS and sum(size != 1 for size in sizes) == 1

@@ -53,15 +53,16 @@ def coded_bytes(
 ) -> dict[str, float]:
     """Mean bytes of one row's crossing tensors, coded, by rung id; 0 for the edge rung."""
     codecs = CodecSet(config)
-    total = dict.fromkeys(rungs, 0)
+    sizes: dict[str, list[int]] = {rung: [] for rung in rungs}
     for done, row in enumerate(rows):
         report("measuring coded sizes", done, rows.count)
         for at, env in walk(config, runtime, row):
             for rung, (cut, codec) in rungs.items():
-                if cut == at:
+                varies = codec.endswith("-zstd") or codec in IMAGE_FAMILIES
+                if cut == at and (varies or not sizes[rung]):
                     sent = codecs.pack(codec, env, config.crossing(cut))
-                    total[rung] += sum(len(tensor.data) for tensor in sent)
-    return {rung: size / rows.count for rung, size in total.items()}
+                    sizes[rung].append(sum(len(tensor.data) for tensor in sent))
+    return {rung: float(np.mean(one)) for rung, one in sizes.items()}
 
 
 @dataclass(frozen=True, slots=True)
