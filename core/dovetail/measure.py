@@ -332,8 +332,14 @@ class LinkEstimator:
         # round trip may have grown since the older ones.
         since = crossings[-1][0].at - 5 * self._half_life
         least = min(c.seconds for c, _ in crossings if c.at >= since)
-        rtt = min(_median((t.seconds, w) for t, w in trips), least) if trips else least / 2
-        rates = ((max(c.seconds - rtt, 1e-6) / max(c.size, 1), w) for c, w in crossings)
+        trip = _median((t.seconds, w) for t, w in trips) if trips else least / 2
+        rtt = min(trip, least)
+        # What a few bytes took beyond the round trip may be no more than how much round trips
+        # vary: taken at its word, a lucky one would promise gigabits and send the largest rung
+        # over a thin link.
+        varies = _median((abs(t.seconds - trip), w) for t, w in trips) if trips else 0.0
+        told = max(varies, trip - rtt, 1e-6)
+        rates = ((max(c.seconds - rtt, told) / max(c.size, 1), w) for c, w in crossings)
         return Link(rtt, _median(rates))
 
     def _weighed(self, seen: Iterable[_Crossing], now: float) -> list[tuple[_Crossing, float]]:

@@ -27,7 +27,8 @@ log = logging.getLogger("dovetail.edge")
 _TIMEOUT = 3.0
 _REPORT_EVERY, _PROBE_EVERY, _POLL_EVERY = 1.0, 2.0, 3.0
 _SHARE = 20  # a report that took s seconds is followed by no other for 20 s
-_MOST_PROBE = 64 << 10
+_LEAST_PROBE, _FIRST_PROBE, _MOST_PROBE = 1 << 10, 8 << 10, 64 << 10
+_LEAST_PROBE_SECONDS = 0.03
 _FLOWING = 3.0  # seconds after a request in which more are expected
 _BUSY_PAUSE = 0.1
 _FIRST_QUIET, _LONGEST_QUIET = 0.5, 8.0
@@ -168,9 +169,12 @@ class Reporter:
         self._hand.crossed(size, seconds, time.monotonic())
 
     def _probe_size(self) -> int:
-        """Bytes of the cheapest rung that crosses, within bounds."""
-        sizes = [r.rung.bytes_up for r in self._hand.routes.by_rung.values() if r.rung.crosses]
-        return int(min(max(min(sizes, default=1024.0), 1024.0), _MOST_PROBE))
+        """Bytes that take about a round trip longer than none: fewer tell nothing of the rate."""
+        link = self._hand.link(time.monotonic())
+        if link is None:
+            return _FIRST_PROBE
+        size = max(link.rtt, _LEAST_PROBE_SECONDS) / link.seconds_per_byte
+        return int(min(max(size, _LEAST_PROBE), _MOST_PROBE))
 
     def _report(self, now: float) -> bool:
         self._reported_at = now

@@ -225,6 +225,19 @@ def test_a_round_trip_that_grew_is_followed():
     assert 1 / link.seconds_per_byte == pytest.approx(2.5e6, rel=0.05)
 
 
+def test_a_lucky_crossing_promises_no_more_than_round_trips_vary():
+    """Verify that a crossing as quick as an empty trip is not taken for an endless bandwidth."""
+    estimator = LinkEstimator()
+    for second, trip in enumerate((0.020, 0.028, 0.018, 0.024, 0.030)):
+        estimator.observe_trip(trip, float(second))
+    estimator.observe(2_000, 0.019, 5.0)
+
+    link = estimator.link(5.0)
+
+    assert link is not None
+    assert 1 / link.seconds_per_byte < 2_000 / 0.002
+
+
 def test_a_link_not_seen_within_the_horizon_is_unknown():
     """Verify that an estimate expires."""
     estimator = LinkEstimator(horizon=30.0)
