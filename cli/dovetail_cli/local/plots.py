@@ -88,7 +88,9 @@ def draw_stack(rungs: Sequence[tuple[str, dict[str, float]]]) -> Figure:
     axes.set_xlabel("mean milliseconds of a request", fontsize=_FONT)
     axes.tick_params(labelsize=_FONT)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=_FONT, frameon=False, loc="outside upper left", ncols=len(PARTS))
+    axes.legend(
+        fontsize=_FONT, frameon=False, ncols=len(PARTS), loc="lower left", bbox_to_anchor=(0, 1)
+    )
     return figure
 
 
@@ -135,7 +137,7 @@ def _draw_latency(axes: Axes, line: Timeline, colours: dict[str, str]) -> None:
     axes.yaxis.set_minor_formatter("{x:.0f}")
     axes.tick_params(which="minor", labelsize=_FONT - 2)
     axes.set_ylabel("milliseconds a request", fontsize=_FONT)
-    axes.legend(fontsize=_FONT - 1, frameon=False, ncols=4, loc="outside upper left")
+    axes.legend(fontsize=_FONT - 1, frameon=False, ncols=6, loc="lower left", bbox_to_anchor=(0, 1))
 
 
 def _draw_rungs(axes: Axes, line: Timeline, colours: dict[str, str]) -> None:
@@ -169,6 +171,7 @@ def _draw_link(axes: Axes, line: Timeline, trace: Trace) -> None:
             text = link.mode
         axes.annotate(text, (start, 0.06), xycoords=("data", "axes fraction"), fontsize=_FONT - 1)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.margins(y=0.35)
     axes.set_ylabel("link\nMbit/s", fontsize=_FONT)
 

@@ -34,10 +34,14 @@ def resolve(uri: str, beside: Path, folder: Path, digest: str | None = None) -> 
         digest: `sha256:…` the file must have.
 
     Raises:
-        ManifestError: no such file.
+        ManifestError: no such file, or one that only a cluster reaches.
         ModelNotReadable: it does not have the digest.
         Unavailable: it cannot be fetched.
     """
+    if uri.startswith(("pvc://", "oci://")):
+        raise ManifestError(
+            f"{uri}: only a cluster reaches it; on one machine use file: or https://, or --model"
+        )
     if uri.startswith("file:"):
         path = beside / uri.removeprefix("file:").removeprefix("//")
         if not path.is_file():

@@ -159,7 +159,7 @@ class System:
         with ExitStack() as stack:
             guard = stack.enter_context(Guard(self.state.folder("run")))
             self._pool = stack.enter_context(
-                RayPool(self.state.folder("ray"), progress=self.progress)
+                RayPool(self.state.folder("ray"), progress=self._waiting)
             )
             self.hand.keep()
             self._pool.apply(self._serve_config(self.hand.plans))
@@ -191,6 +191,11 @@ class System:
         """Record an event."""
         self.events.append(Event(time.time(), text))
         log.info("%s", text)
+
+    def _waiting(self, text: str) -> None:
+        """Tell what is waited for while it starts; later each new plan would say so."""
+        if not self.ready:
+            self.progress(text)
 
     def _publish(self, plans: Mapping[str, Plan]) -> None:
         self._pool.apply(self._serve_config(plans))
