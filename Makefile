@@ -49,7 +49,7 @@ lint: setup  ## style, types, and the arrows between rooms
 
 crds: setup  ## write the CustomResourceDefinition from the types
 	@mkdir -p $(dir $(CRD))
-	@$(BIN)/python -m dovetail.crd > $(CRD).new && mv $(CRD).new $(CRD)
+	@$(BIN)/python -m dovetail.crd > $(CRD).new && mv $(CRD).new $(CRD) || { rm -f $(CRD).new; exit 1; }
 
 kube: setup  ## find or build the API server that tests use (Go; minutes when cold)
 	@$(BIN)/python -m tests.kube.binaries

@@ -42,8 +42,7 @@ RungId = Annotated[
     StringConstraints(max_length=40),
     Matches(
         r"^(edge|cloud|cut[1-9][0-9]?)(-[a-z0-9-]{1,32})?$",
-        "must be the id of a rung, such as edge, cloud-uint8 or cut3-int8; see status and "
-        "`dovetail inspect`",
+        "must be the id of a rung, such as edge, cloud-uint8 or cut3-int8",
     ),
 ]
 Uri = Annotated[
@@ -57,6 +56,7 @@ Digest = Annotated[
     Matches(r"^sha256:[0-9a-f]{64}$", "must be sha256: and 64 hexadecimal digits, as sha256sum"),
 ]
 Dimension = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Positive = Annotated[float, Field(gt=0)]
 
 CODECS = tuple(
     sorted(
@@ -112,11 +112,9 @@ class ImageSpec(Checked):
     """
 
     layout: Literal["NCHW", "NHWC"] = "NCHW"
-    scale: Annotated[float, Field(gt=0)] = 1.0 / 255.0
+    scale: Positive = 1.0 / 255.0
     mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=3)] = (0.0,)
-    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=3)] = (
-        1.0,
-    )
+    std: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=3)] = (1.0,)
 
 
 class Input(Checked):
@@ -336,8 +334,7 @@ class Metadata(Checked):
     Attributes:
         name: name of the deployment, also of its endpoint.
         namespace: where it lives.
-        labels: as Kubernetes has them; not read by Dovetail.
-        annotations: as Kubernetes has them; not read by Dovetail.
+        labels, annotations: as Kubernetes has them; not read by Dovetail.
     """
 
     name: Label
@@ -391,9 +388,13 @@ def parse_manifest(document: Mapping[str, Any], where: str) -> HybridDeployment:
     try:
         return HybridDeployment.model_validate(document, strict=True, by_name=False)
     except ValidationError as error:
-        faults = [
-            f"  {'.'.join(str(part) for part in fault['loc']) or 'spec'}: {fault['msg']}"
+        faults = error.errors()
+        # a list is also said to be too short when it lost an item to a fault of its own
+        within = {fault["loc"][:end] for fault in faults for end in range(len(fault["loc"]))}
+        lines = [
+            f"  {'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
             f" (got {str(fault['input'])[:60]!r})"
-            for fault in error.errors()
+            for fault in faults
+            if fault["loc"] not in within
         ]
-        raise ManifestError("\n".join([f"{where} breaks the schema:", *faults])) from error
+        raise ManifestError("\n".join([f"{where} breaks the schema:", *lines])) from error

@@ -6,10 +6,10 @@ and its CEL expression side by side; pydantic runs the first, and the second tra
 `CustomResourceDefinition` as `x-kubernetes-validations`. Nothing proves that the two agree but a
 property test that gives the same specs to both, which is why it exists (`tests/kube`).
 
-The same holds for reading: the API server takes no `"4"` for 4 and treats a null as not given,
-so `Checked` does too when a manifest is parsed. The trade-off is that pydantic's own short forms
-(`pattern=`, a lone `model_validator`) are not used in the resource: they would give the API server
-a message with a regular expression in it, or no rule at all.
+The same holds for reading: the API server takes 4.0 for 4 and no `"4"`, and treats a null as not
+given, so `Checked` does too when a manifest is parsed. The trade-off is that pydantic's own short
+forms (`pattern=`, a lone `model_validator`) are not used in the resource: they would give the API
+server a message with a regular expression in it, or no rule at all.
 
 Follows the Kubernetes API concepts on structural schemas and CEL validation rules
 (https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/).
@@ -63,12 +63,12 @@ class Checked(Document):
     @model_validator(mode="before")
     @classmethod
     def _as_the_api_server_reads(cls, data: Any) -> Any:
-        """Take null for "not given", and JSON's lists for tuples where types are strict."""
+        """Take null for "not given", 4.0 for 4, and a list for a tuple where types are strict."""
         if not isinstance(data, Mapping):
             return data
         known = {field.alias for field in cls.model_fields.values()}
         return {
-            key: tuple(value) if isinstance(value, list) else value
+            key: _read(value)
             for key, value in data.items()
             if value is not None or key not in known
         }
@@ -89,6 +89,14 @@ class Checked(Document):
         if cls.rules:
             handler.resolve_ref_schema(schema)[RULES] = [rule.validation for rule in cls.rules]
         return schema
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_read(item) for item in value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # a field that holds fractions makes a float of it again
+    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,22 @@ def test_all_faults_are_named_at_once(tmp_path):
     assert len(str(raised.value).splitlines()) == 4
 
 
+def test_a_list_with_a_faulty_item_is_not_said_to_be_too_short(tmp_path):
+    """Verify that only the fault itself is named."""
+    with pytest.raises(ManifestError) as raised:
+        load(tmp_path, f"{HEAD}spec: {{{MODEL}, edge: {{classes: [{{name: Pi}}]}}}}")
+
+    assert "lower case" in str(raised.value)
+    assert "at least" not in str(raised.value)
+
+
+def test_a_whole_number_may_be_written_with_a_point(tmp_path):
+    """Verify what a cluster does, which keeps no difference between 4.0 and 4."""
+    spec = load(tmp_path, f"{HEAD}spec: {{{MODEL}, cloud: {{threads: 4.0}}}}").spec
+
+    assert (type(spec.cloud.threads), spec.cloud.threads) == (int, 4)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
