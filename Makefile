@@ -4,8 +4,8 @@
 PY ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := edge,serving,partitioner
-PACKAGES := dovetail dovetail_partitioner dovetail_edge dovetail_serving dovetail_cli
+EXTRAS := edge,serving,partitioner,operator
+PACKAGES := dovetail dovetail_partitioner dovetail_edge dovetail_serving dovetail_operator dovetail_cli
 STAMP := $(VENV)/.installed
 CRD := charts/dovetail/files/crds/hybriddeployments.dovetail.dev.yaml
 
@@ -62,7 +62,7 @@ verify: generate  ## fail if anything generated differs from what is committed
 
 constraints: | $(BIN)/uv  ## pin every dependency anew
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --upgrade --no-header --no-annotate \
-	  --extra edge --extra serving --extra partitioner --group dev \
+	  --extra edge --extra serving --extra partitioner --extra operator --group dev \
 	  -o constraints.txt pyproject.toml
 
 clean:  ## remove what the targets made

@@ -18,7 +18,8 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError, 
 from dovetail.bundle import Image
 from dovetail.codecs import ACTIVATION_FAMILIES, IMAGE_FAMILIES, INPUT_FAMILIES
 from dovetail.errors import ManifestError
-from dovetail.plan import Fallback, Privacy
+from dovetail.placement import Cloud, Edge, Label
+from dovetail.plan import Privacy
 from dovetail.rules import Checked, Keyed, Matches, Rule
 
 API_VERSION: Final = "dovetail.dev/v1alpha1"
@@ -26,16 +27,12 @@ KIND: Final = "HybridDeployment"
 
 _DURATION = r"^([0-9]{1,9}(\.[0-9]{1,3})?)(ms|s|m|h)$"
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
-
-_NAME = "must be lower case letters, digits and -, at most 63, starting and ending with no -"
 
 Duration = Annotated[
     str,
     StringConstraints(max_length=16),
     Matches(_DURATION, "must be a duration such as 500ms, 5s or 2m"),
 ]
-Label = Annotated[str, StringConstraints(max_length=63), Matches(_LABEL, _NAME)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 RungId = Annotated[
     str,
@@ -49,6 +46,15 @@ Uri = Annotated[
     str,
     StringConstraints(max_length=2048),
     Matches(r"^(file:|https?://).+$", "must begin with file:, http:// or https://"),
+]
+ModelUri = Annotated[
+    str,
+    StringConstraints(max_length=2048),
+    Matches(
+        r"^(file:|https?://|pvc://[a-z0-9][-a-z0-9.]{0,252}/|oci://[^/]+/).+$",
+        "must begin with file:, http:// or https://, or be pvc://CLAIM/PATH or "
+        "oci://REGISTRY/REPOSITORY@sha256:DIGEST",
+    ),
 ]
 Digest = Annotated[
     str,
@@ -93,12 +99,25 @@ class Model(Checked):
     """Where the model comes from.
 
     Attributes:
-        uri: `file:PATH` (relative to the manifest), `http://…` or `https://…` of an ONNX file.
+        uri: where an ONNX file is: `http://…` or `https://…`; on one machine also `file:PATH`,
+            relative to the manifest; in a cluster also `pvc://CLAIM/PATH` and
+            `oci://REGISTRY/REPOSITORY@sha256:…`, an artifact of which it is the only layer.
         digest: `sha256:…` the file must have.
+        credentials: Secret of type kubernetes.io/dockerconfigjson in the same namespace, for
+            `oci://` from a registry that asks who one is.
     """
 
-    uri: Uri
+    uri: ModelUri
     digest: Digest | None = None
+    credentials: Label | None = None
+
+    rules: ClassVar = (
+        Rule(
+            holds=lambda self: self.credentials is None or self.uri.startswith("oci://"),
+            cel="!has(self.credentials) || self.uri.startsWith('oci://')",
+            message="model.credentials are for a model.uri that begins with oci://",
+        ),
+    )
 
 
 class ImageSpec(Checked):
@@ -198,68 +217,6 @@ class Wire(Checked):
     """
 
     codecs: Annotated[tuple[CodecName, ...], Field(min_length=1, max_length=32)] | None = None
-
-
-class EdgeClass(Checked):
-    """Devices of one kind.
-
-    Attributes:
-        name: the device class.
-        runtime: the engine that runs the head.
-        threads: threads the engine may use.
-        offline: `Local` answers on the device when the cloud is gone, `Fail` refuses.
-    """
-
-    name: Label
-    runtime: Literal["onnxruntime"] = "onnxruntime"
-    threads: Annotated[int, Field(ge=1, le=256)] = 1
-    offline: Fallback = "Local"
-
-
-class Edge(Checked):
-    """The devices.
-
-    Attributes:
-        classes: device classes, each with a plan of its own.
-    """
-
-    classes: Annotated[tuple[EdgeClass, ...], Field(min_length=1, max_length=32), Keyed("name")] = (
-        EdgeClass(name="default"),
-    )
-
-
-class Replicas(Checked):
-    """How many replicas of the tail run; Ray Serve scales between them.
-
-    Attributes:
-        min: fewest, also when idle.
-        max: most, under load; not below `min`.
-    """
-
-    min: Annotated[int, Field(ge=1, le=1000)] = 1
-    max: Annotated[int, Field(ge=1, le=1000)] = 1
-
-    rules: ClassVar = (
-        Rule(
-            holds=lambda self: self.min <= self.max,
-            cel="self.min <= self.max",
-            message="replicas.max must not be below replicas.min",
-        ),
-    )
-
-
-class Cloud(Checked):
-    """The tail.
-
-    Attributes:
-        replicas: how many.
-        threads: threads of each replica's engine.
-        max_batch: most rows computed together.
-    """
-
-    replicas: Replicas = Replicas()
-    threads: Annotated[int, Field(ge=1, le=256)] = 1
-    max_batch: Annotated[int, Field(ge=1, le=1024)] = 16
 
 
 class Adapt(Checked):

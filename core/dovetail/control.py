@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from dovetail.api import EdgeClass, HybridDeployment, Quality, Spec, seconds
+from dovetail.api import HybridDeployment, Quality, Spec, seconds
 from dovetail.bundle import BundleConfig, RungSpec
 from dovetail.decide import Decision, Policy, View, decide, observe
 from dovetail.errors import ManifestError
 from dovetail.ladder import Conditions, CostProfile, Ladder, RungCost
 from dovetail.measure import Link, Window
+from dovetail.placement import EdgeClass
 from dovetail.plan import Fallback, Plan, Privacy, allowed_by_privacy
 from dovetail.tensor import Document
 

@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from dovetail.api import Digest, Label, RungId
+from dovetail.api import Digest, RungId
+from dovetail.placement import Label
 from dovetail.rules import Checked, Keyed, Matches
 
 Generation = Annotated[int, Field(ge=0, le=2**53)]  # bounds are floats to the API server
