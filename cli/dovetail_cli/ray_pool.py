@@ -82,7 +82,7 @@ class RayPool:
             raise MissingTool("Ray Serve is not installed: pip install 'dovetail[serving]'")
         self._state, self._cpus, self._progress = state, cpus or os.cpu_count() or 1, progress
         self._port = port or free_port()
-        self._gcs, self._dashboard = free_port(), free_port()
+        self._dashboard = 0  # another at each start
         self._mark = secrets.token_hex(8)
         self._config: Mapping[str, Any] | None = None
         self._head: subprocess.Popen[bytes] | None = None
