@@ -18,6 +18,7 @@ from tests.proving.models import ProvingModel, Row
 from bench.report import ROOT
 from dovetail.bundle import Bundle
 from dovetail.ladder import CostProfile, Ladder
+from dovetail.runtime import session_options
 from dovetail_partitioner.partition import (
     COSTS_FILE,
     DEFAULT_SEGMENTS,
@@ -25,6 +26,7 @@ from dovetail_partitioner.partition import (
     partition,
     read_costs,
 )
+from dovetail_partitioner.whole import open_session
 
 # Chosen before anything was measured: trained networks of several kinds with real inputs, and
 # classic topologies whose weights had to be drawn.
@@ -81,6 +83,13 @@ def cut(name: str, *, segments: int = DEFAULT_SEGMENTS) -> Cut:
             options=Options(bind=source.bind, image=source.image, max_segments=segments),
         )
     return Cut(name, source, Bundle(folder), read_costs(folder / COSTS_FILE), tuple(rows))
+
+
+def whole_answer(cut: Cut, number: int) -> Row:
+    """What the uncut model answers to one of the rows."""
+    session = open_session(cut.source.path(), session_options(threads=1, optimize=True))
+    names = [spec.name for spec in cut.bundle.config.outputs]
+    return dict(zip(names, session.run(names, dict(cut.rows[number])), strict=True))
 
 
 def _key(source: ProvingModel, segments: int) -> str:

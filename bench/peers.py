@@ -25,8 +25,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
-from dovetail_partitioner.emit import emit
-from dovetail_partitioner.search import search
 from examples.registry import cache_root
 from tests.proving import light
 
@@ -36,8 +34,10 @@ from dovetail.bundle import Bundle, BundleWriter
 from dovetail.errors import MissingTool
 from dovetail.runtime import SegmentRuntime
 from dovetail.tensor import Array
+from dovetail_partitioner.emit import emit
 from dovetail_partitioner.importer import import_model
 from dovetail_partitioner.partition import describe
+from dovetail_partitioner.search import search
 
 _PEER = "ssp4onnx==1.0.4"
 _QUICK = ("squeezenet", "inception_v1", "resnet50")

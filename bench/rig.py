@@ -90,9 +90,7 @@ class ShapedLink:
     """
 
     def __init__(self, ray: RayPool) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
         target = f"{ray.host}:{ray.port}"
         module = "dovetail_cli.shaper"
         self._process = subprocess.Popen(
@@ -126,6 +124,13 @@ class ShapedLink:
         self._process.stdin.flush()
         time.sleep(0.1)  # the proxy does not answer; it reads the line within a loop turn
         return spec
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def resident_mb(pid: int) -> float:
