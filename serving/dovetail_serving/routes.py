@@ -34,6 +34,7 @@ def application(
         app.add_route(path, handler, methods=[method])
     app.add_exception_handler(DovetailError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(Exception, _answer_bug)
     return app
 
 
@@ -49,3 +50,10 @@ async def _answer_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     body = json.dumps({"error": error.detail})
     return Response(body, error.status_code, error.headers, JSON_TYPE)
+
+
+async def _answer_bug(_: Request, error: Exception) -> Response:
+    """An error nobody expected: marked as ours all the same, told in the replica's log alone."""
+    known = DovetailError(f"internal error ({type(error).__name__}); see the replica's log")
+    body, headers = error_body(known)
+    return Response(body, status_code=known.http_status, headers=headers)

@@ -45,7 +45,7 @@ from dovetail.wire import (
     TIMING_HEADER,
     format_timing,
 )
-from dovetail_serving.engine import Engine
+from dovetail_serving.engine import Engine, Job
 from dovetail_serving.intake import Access, TokenDigest, deadline_of, read_body
 from dovetail_serving.model import Call, Model
 from dovetail_serving.report import Reporter
@@ -55,6 +55,7 @@ log = logging.getLogger("ray.serve")  # Serve's logger writes into the replica's
 
 _PROBE_BYTES = 256 << 10
 _SAMPLES_BYTES = 256 << 10
+_MUCH_JSON = 64 << 10
 _SERVER = b'{"name":"dovetail-tail","version":"2","extensions":["binary_tensor_data"]}'
 
 
@@ -122,6 +123,9 @@ class Tail:
         version = model + "/versions/{version}"
         return application(
             [
+                # Routes are tried in order: the one that matters first.
+                ("POST", version + "/infer", self.infer),
+                ("POST", model + "/infer", self.infer),
                 ("GET", "/v2", self.server),
                 ("GET", "/v2/health/live", self.health),
                 ("GET", "/v2/health/ready", self.health),
@@ -129,8 +133,6 @@ class Tail:
                 ("GET", version, self.metadata),
                 ("GET", model + "/ready", self.ready),
                 ("GET", version + "/ready", self.ready),
-                ("POST", model + "/infer", self.infer),
-                ("POST", version + "/infer", self.infer),
                 ("GET", "/dovetail/plan", self.plan),
                 ("POST", "/dovetail/samples", self.samples),
                 ("POST", "/dovetail/probe", self.probe),
@@ -168,7 +170,7 @@ class Tail:
         try:
             async with asyncio.timeout_at(deadline):
                 body, recv = await read_body(request, self._limits)
-                job = self._model.job(call, body, request.headers.get(HEADER_LENGTH))
+                job = await self._job(call, body, request.headers.get(HEADER_LENGTH))
                 done = await self._engine.compute(job)
         except TimeoutError as error:
             raise DeadlineExceeded(
@@ -188,6 +190,12 @@ class Tail:
         )
         headers |= {TIMING_HEADER: timing, **self._generation(device_class)}
         return Response(content, headers=headers)
+
+    async def _job(self, call: Call, body: bytes, header_length: str | None) -> Job:
+        """Parse a message; a large one of JSON numbers would hold up everybody here."""
+        if header_length is None and len(body) > _MUCH_JSON:
+            return await asyncio.to_thread(self._model.job, call, body, header_length)
+        return self._model.job(call, body, header_length)
 
     async def plan(self, request: Request) -> Response:
         """The plan of the caller's class."""

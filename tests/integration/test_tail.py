@@ -142,6 +142,16 @@ def test_an_unmodified_triton_client_gets_the_whole_models_answers(tails: Tails,
     assert answer.as_numpy("brightness") is None
 
 
+def test_a_large_request_in_json_is_answered_like_a_small_one(tails: Tails):
+    """Its numbers are parsed beside the event loop, by the same rules."""
+    feed = rows(32)
+    tensor = {"name": "x", "datatype": "FP32", "shape": [32, 3, 16, 16]}
+    body = json.dumps({"inputs": [{**tensor, "data": feed["x"].ravel().tolist()}]}).encode()
+
+    assert_same(outputs(tails.infer(body, {})), tails.tiny.whole(feed))
+    assert tails.infer(body[:-1], {}).status == 400
+
+
 def test_every_cut_answers_what_the_whole_does(tails: Tails):
     """Whatever crosses, the answer has the outputs made behind the cut and no other."""
     feed, config = rows(2), tails.tiny.bundle.config
