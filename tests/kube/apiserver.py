@@ -9,6 +9,7 @@ token. The server's certificate is one that it signs for itself; clients trust t
 """
 
 import secrets
+import shutil
 import socket
 import ssl
 import subprocess
@@ -29,6 +30,9 @@ _READY_S: Final = 90.0
 _STOP_S: Final = 20.0
 _ATTEMPTS: Final = 3  # another process may take a port between its choice and its use
 _CRDS: Final = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+# A test run that is killed runs no clean-up; with util-linux the kernel ends what it started.
+_TIED: Final = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 
 Json = dict[str, Any]
 
@@ -237,7 +241,9 @@ def _kubeconfig(home: Path, url: str, token: str, certificate: Path) -> Path:
 @contextmanager
 def _process(log: Path, command: list[str]) -> Iterator[Program]:
     with log.open("wb") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, cwd=log.parent)
+        process = subprocess.Popen(
+            [*_TIED, *command], stdout=sink, stderr=subprocess.STDOUT, cwd=log.parent
+        )
     try:
         yield Program(log.stem, process, log)
     finally:

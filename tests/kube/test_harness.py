@@ -1,8 +1,12 @@
 """The harness itself: what it finds, what it says when it cannot, what it leaves behind."""
 
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from tests.kube import binaries
 from tests.kube.apiserver import ApiServerFailed, Refused, running
@@ -10,6 +14,7 @@ from tests.kube.binaries import Binary, find
 
 from dovetail.errors import MissingTool
 
+ROOT = Path(__file__).parents[2]
 FALSE = Binary(Path(shutil.which("false") or "false"), "PATH")
 
 
@@ -49,6 +54,25 @@ def test_a_program_that_ends_is_named_with_its_log(tmp_path):
         running(tmp_path, FALSE, FALSE),
     ):
         pass
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv of util-linux")
+def test_a_test_run_that_is_killed_takes_its_programs_with_it(tmp_path):
+    """Verify that SIGKILL, after which no clean-up runs, leaves no control plane behind."""
+    holder = (
+        "import sys, time; from pathlib import Path; from tests.kube.apiserver import _process\n"
+        "with _process(Path(sys.argv[1]), ['sleep', '600']) as program:\n"
+        "    print(program.process.pid, flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", holder, str(tmp_path / "sleep.log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as run:
+        program = psutil.Process(int(run.stdout.readline()))
+        while program.name() != "sleep":  # setpriv has then tied it and become it
+            time.sleep(0.01)
+        run.kill()
+
+    psutil.wait_procs([program], timeout=30)
+    assert not program.is_running() or program.status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.kube
