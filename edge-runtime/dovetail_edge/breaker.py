@@ -53,17 +53,17 @@ class Breaker:
                 self.state, self._late, self._pause = State.CLOSED, 0, _FIRST_PAUSE
                 self._trial_taken = False
 
-    def late(self, now: float) -> None:
-        """The edge's own continuation was done before the tail; opens when it happens again."""
+    def late(self, now: float) -> bool:
+        """The edge was done before the tail; opens when it happens again, and says whether so."""
         with self._lock:
             self._late += 1
-            if self._late >= _LATE_BEFORE_OPEN or self.state is State.TRIAL:
-                self._open(now)
+            again = self._late >= _LATE_BEFORE_OPEN or self.state is State.TRIAL
+            return again and self._open(now)
 
-    def failure(self, now: float) -> None:
-        """The tail failed a request, and the retry too; opens at once."""
+    def failure(self, now: float) -> bool:
+        """The tail failed a request, and the retry too. Returns whether that opened the breaker."""
         with self._lock:
-            self._open(now)
+            return self._open(now)
 
     @property
     def is_open(self) -> bool:
@@ -90,9 +90,9 @@ class Breaker:
             else:
                 self._back_off(now)
 
-    def _open(self, now: float) -> None:
+    def _open(self, now: float) -> bool:
         if self.state is State.OPEN:
-            return  # stragglers of the same outage
+            return False  # a straggler of the same outage
         if self.state is State.CLOSED:
             self.opened += 1
             self._pause = _FIRST_PAUSE
@@ -100,6 +100,7 @@ class Breaker:
         else:
             self._back_off(now)
         self.state, self._late, self._trial_taken = State.OPEN, 0, False
+        return True
 
     def _back_off(self, now: float) -> None:
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)

@@ -6,8 +6,10 @@ the network holds nothing here, so the next head runs while the last tail does. 
 that a large batch is not overtaken.
 
 A slow device is simulated in the open (`slowdown`): after each unit the worker sleeps k-1 times
-the unit's own measured time, which frees the core as another machine would. Nothing predicts with
-k; what is measured through it is what every estimate is made from.
+the unit's own measured time, which frees the core as another machine would. Own time is processor
+time where one thread computes: a core that another process took for a while would otherwise be
+lost k times. Nothing predicts with k; what is measured through it is what every estimate is made
+from.
 
 The engine also learns what its segments take, because a continuation must start early enough to
 meet a deadline. Mean and deviation are smoothed as a TCP sender smooths round trips.
@@ -87,7 +89,7 @@ class Engine:
         self.whole = whole
         self.segments = len(bundle.config.segments)
         self.outputs = tuple(spec.name for spec in bundle.config.outputs)
-        self._slowdown = slowdown
+        self._slowdown, self._threads, self._began = slowdown, threads, 0.0
         self._runtime = SegmentRuntime(
             bundle,
             cuts,
@@ -153,21 +155,31 @@ class Engine:
         mean = sum(e.mean for e in ahead) * rows * (1 + len(self._callers))
         return mean, 4 * sum(e.spread for e in ahead) * rows
 
+    def head(self, cut: int) -> float:
+        """Seconds that the segments before `cut` take for one row; 0 where not measured yet."""
+        ends = {unit.first: unit.last for unit in self._runtime.units}
+        return sum(e.mean for first, e in self._expected.items() if ends[first] <= cut)
+
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """Hold the device; those who wait or hold are counted."""
         self._callers.append(None)  # a deque, because its append and pop are atomic
         try:
             with self._device:
+                self._began = time.thread_time()
                 yield
         finally:
             self._callers.pop()
 
     def _pace(self, seconds: float) -> None:
-        time.sleep((self._slowdown - 1) * seconds)
+        own = min(seconds, time.thread_time() - self._began) if self._threads == 1 else seconds
+        time.sleep((self._slowdown - 1) * own)
+        self._began = time.thread_time()
 
     def _warm_up(self) -> None:
-        """Run once on zeros: the first run allocates, and a deadline needs a first estimate."""
+        """Run on zeros: the first run allocates, and a deadline needs a first estimate."""
+        if not self._runtime.units:
+            return  # everything runs in the cloud
         config = self._runtime.config
         env: Mapping[str, Array] = {
             spec.name: np.zeros(
@@ -178,10 +190,7 @@ class Engine:
         for _ in range(2):  # the first is slower than any later one
             for expected in self._expected.values():
                 expected.seen = False
-            live = env
-            for unit in self._runtime.units:
-                try:
-                    live, seconds = self._runtime.run(live, unit.first, unit.last)
-                except InvalidTensor:
-                    return  # a model may refuse zeros; its first request is the first estimate
-                self._expected[unit.first].add(seconds)
+            try:
+                self.run(env, 0, self._runtime.units[-1].last, 1)
+            except InvalidTensor:
+                return  # a model may refuse zeros; its first request is the first estimate

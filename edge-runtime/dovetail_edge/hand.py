@@ -25,6 +25,7 @@ from dovetail_edge.route import Route, Routes
 FRESH = 5.0  # seconds a link estimate is believed
 POLICY = Policy(hysteresis=0.2, cooldown=3.0)
 _STRETCH = 5.0  # seconds of samples in each of the two halves of the recent window
+_ENOUGH = 3  # crossings before the link is believed: the very first one meets everything cold
 _PROBE_EVERY = 100
 _BEARABLE = 3.0
 
@@ -66,8 +67,8 @@ class Hand:
         self._lock = threading.Lock()
         self._moved_at, self._turned_at = -math.inf, now
         self._halves: deque[Window] = deque((Window(), Window()), maxlen=2)
-        self._conditions = Conditions()
-        self._count = self._probes = 0
+        self._conditions = _first_guess(routes)
+        self._count = self._probes = self._crossings = 0
 
     @property
     def rung(self) -> str | None:
@@ -80,7 +81,7 @@ class Hand:
             begin = perf_counter()
             same = routes.plan.default == self.routes.plan.default and not routes.plan.pinned
             target = routes.by_rung.get(self.rung or "") if same else None
-            self.routes = routes
+            self.routes, self._conditions = routes, _first_guess(routes)
             message = f"plan {routes.plan.generation} starts from {routes.plan.default}"
             return self._shift(target or routes.start, "Plan", message, now, begin)
 
@@ -97,6 +98,7 @@ class Hand:
     def crossed(self, size: int, seconds: float, now: float) -> None:
         """Record that `size` bytes took `seconds` on the network."""
         with self._lock:
+            self._crossings += 1
             self._estimator.observe(size, seconds, now)
 
     def tripped(self, seconds: float, now: float) -> None:
@@ -158,7 +160,7 @@ class Hand:
 
     def _decide(self, rung: str, now: float) -> Decision:
         ladder = Ladder(rungs=tuple(route.rung for route in self.routes.by_rung.values()))
-        view = observe(ladder, self._recent(), self._link(now), POLICY, Conditions())
+        view = observe(ladder, self._recent(), self._link(now), POLICY, self._conditions)
         self._conditions = view.conditions
         modelled = View(view.conditions, view.link_known)
         return decide(ladder, modelled, rung, POLICY, now=now, moved_at=self._moved_at)
@@ -170,7 +172,8 @@ class Hand:
         return window
 
     def _link(self, now: float) -> Link | None:
-        return self._estimator.link(now) if self._estimator.age(now) < FRESH else None
+        fresh = self._estimator.age(now) < FRESH and self._crossings >= _ENOUGH
+        return self._estimator.link(now) if fresh else None
 
     def _shift(
         self, target: Route | None, reason: str, message: str, now: float, begin: float
@@ -182,3 +185,15 @@ class Hand:
             return None
         self._moved_at = now
         return Shift(source, self.rung, reason, message, seconds)
+
+
+def _first_guess(routes: Routes) -> Conditions:
+    """Conditions before any request: the device's speed is what its warm-up took.
+
+    Kept on where no request shows it: on the rung `cloud` no segment runs here, and a device that
+    was forgotten to be slow would be moved to `edge`.
+    """
+    deepest = max(routes.by_rung.values(), key=lambda route: route.rung.head, default=None)
+    if deepest is None or deepest.rung.head <= 0:
+        return Conditions()
+    return Conditions(edge=deepest.engine.head(deepest.rung.cut) / deepest.rung.head or 1.0)

@@ -114,6 +114,7 @@ class TailLink:
             raise ManifestError(f"endpoint {endpoint!r} is not http://host:port[/prefix]")
         self.endpoint = endpoint
         self._host, self._port, self._prefix = parts.hostname, port, parts.path.rstrip("/")
+        self._authority = parts.netloc.rpartition("@")[2]
         self._addresses: list[tuple[int, tuple[object, ...]]] = []
         self._idle: deque[socket.socket] = deque()
         self.resolve()
@@ -206,7 +207,7 @@ class TailLink:
     def _head(self, call: Call) -> bytes:
         lines = [
             f"{call.method} {self._prefix}{call.path} HTTP/1.1",
-            f"Host: {self._host}:{self._port}",
+            f"Host: {self._authority}",
             f"Content-Length: {len(call.body)}",
             *(f"{name}: {value}" for name, value in call.headers.items()),
             "\r\n",

@@ -8,11 +8,14 @@ goes on from the cut. What failed decides only how the breaker counts it; the ca
 flagged `degraded`, or, where the plan says `Fail`, the typed error.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, replace
+
+from opentelemetry.trace import SpanKind
 
 from dovetail import telemetry
 from dovetail.errors import DovetailError, TailUnavailable
@@ -26,6 +29,8 @@ from dovetail_edge.hand import Hand
 from dovetail_edge.link import Overtaken
 from dovetail_edge.route import Route
 from dovetail_edge.tail import RungAnswer, RungCall, Tail
+
+log = logging.getLogger("dovetail.edge")
 
 _MARGIN = 0.003  # seconds kept for waking up and merging before a deadline
 _UNDECLARED, _UNDECLARED_TIMES = 1.0, 3.0
@@ -83,6 +88,11 @@ class Request:
         self._parts = Parts()
         self._recv, self._up, self._down = 0.0, 0, 0
 
+    @property
+    def rung(self) -> str:
+        """Id of the rung it is pinned to."""
+        return self._route.rung.id
+
     def answer(self, feed: Mapping[str, Array]) -> Answer:
         """Answer inputs that have been checked.
 
@@ -130,7 +140,8 @@ class Request:
                     self._late()
                     return self._degraded(local.result(), "late")
                 except DovetailError as error:
-                    breaker.failure(time.monotonic())
+                    if breaker.failure(time.monotonic()):
+                        log.warning("the tail is not asked until it is back: %s", error)
                     if not may_continue:
                         raise
                     return self._degraded(local.result(), error.code)
@@ -150,7 +161,7 @@ class Request:
     def _ask(self, tensors: list[WireTensor], local: Continuation | None) -> RungAnswer:
         """Call the tail; once more, on a new connection, if it failed before the deadline."""
         tail = self._means.tail
-        with telemetry.tracer.start_as_current_span(telemetry.SPAN_CALL):
+        with telemetry.tracer.start_as_current_span(telemetry.SPAN_CALL, kind=SpanKind.CLIENT):
             call: RungCall = tail.prepare(self._route, tensors, self._rows)
             self._up = len(call.body)
             try:
@@ -174,7 +185,8 @@ class Request:
     def _late(self) -> None:
         """The device was done first: the link is at least as slow as the wait was long."""
         now = time.monotonic()
-        self._means.breaker.late(now)
+        if self._means.breaker.late(now):
+            log.warning("the tail is not asked until it is back: it was late again")
         waited = now - self._begin - self._parts.head - self._parts.encode
         self._means.hand.crossed(self._up, waited, now)
 

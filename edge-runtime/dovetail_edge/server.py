@@ -40,10 +40,10 @@ from dovetail.wire import (
     parse_request,
 )
 from dovetail_edge.request import Answer
-from dovetail_edge.session import Session
+from dovetail_edge.session import WORKERS, Session
 
 _LIMITS = Limits(size=64 << 20, rate=4096.0)
-_MOST_INSIDE = 128  # requests
+_MOST_INSIDE = WORKERS  # requests; one more would wait for a thread, beyond its deadline's sight
 _JSON: Final = "application/json"
 
 

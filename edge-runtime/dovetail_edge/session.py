@@ -35,7 +35,7 @@ from dovetail_edge.tail import Tail
 
 log = logging.getLogger("dovetail.edge")
 
-_WORKERS = 32
+WORKERS = 32  # requests that asynchronous callers may have under way
 _LOOK_EVERY = 0.1  # seconds between two decisions while requests flow
 
 
@@ -78,11 +78,11 @@ class Session:
         self.bundle.verify()
         tail = Tail(endpoint, plan.application, plan.device_class, token)
         hand = Hand(self._routes(plan, None), time.monotonic())
-        self._pool = ThreadPoolExecutor(_WORKERS, "dovetail-continuation")
-        self._callers = ThreadPoolExecutor(_WORKERS, "dovetail-request")
+        self._pool = ThreadPoolExecutor(WORKERS, "dovetail-continuation")
+        self._callers = ThreadPoolExecutor(WORKERS, "dovetail-request")
         self._means = Means(tail, hand, Breaker(), self._pool)
         self._reporter = Reporter(tail, hand, self._means.breaker, self.adopt)
-        self._adopting = threading.Lock()
+        self._adopting, self._left = threading.Lock(), 0
         self._samples: deque[tuple[Sample, int]] = deque()
         self._news, self._closed = threading.Event(), threading.Event()
         self._totals, self._counting = Window(), threading.Lock()
@@ -136,12 +136,15 @@ class Session:
         limit = deadline if deadline is not None else route.plan.deadline
         probe = hand.probe(limit, rows)
         request = Request(self._means, probe or route, rows, limit, probe=probe is not None)
-        with telemetry.tracer.start_as_current_span(telemetry.SPAN_REQUEST):
+        with telemetry.tracer.start_as_current_span(telemetry.SPAN_REQUEST) as span:
+            span.set_attribute(telemetry.RUNG, request.rung)
+            span.set_attribute(telemetry.GENERATION, route.plan.generation)
             try:
                 answer = request.answer(feed)
             except DovetailError:
                 self._collect(request.sample("failed"), rows)
                 raise
+            span.set_attribute(telemetry.OUTCOME, answer.sample.outcome)
         self._collect(answer.sample, rows)
         return answer
 
@@ -179,7 +182,9 @@ class Session:
                 check(plan, self.bundle)
                 found = self._routes(plan, held)
             except DovetailError as error:
-                log.warning("plan %d is not taken over: %s", plan.generation, error)
+                if plan.generation != self._left:  # it is offered again with every poll
+                    log.warning("plan %d is not taken over: %s", plan.generation, error)
+                self._left = plan.generation
                 return False
             shift = self._means.hand.adopt(found, time.monotonic())
         telemetry.plan_generation.set(plan.generation)

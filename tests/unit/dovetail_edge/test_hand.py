@@ -22,15 +22,13 @@ def engine(tiny: TinyBundle) -> Engine:
     return Engine(tiny.bundle, cuts, whole=whole)
 
 
-def slow_device(plan: Plan, head: float) -> Plan:
-    """The plan with every second on the device `head` times as long."""
-    ladder = tuple(r.model_copy(update={"head": r.head * head}) for r in plan.ladder)
-    return plan.model_copy(update={"ladder": ladder})
-
-
 def hand_of(tiny: TinyBundle, engine: Engine, plan: Plan | None = None) -> Hand:
-    chosen = plan or slow_device(tiny.plan("cut1-int8"), 50)
-    return Hand(routes(chosen, tiny.bundle, engine), 0.0)
+    """A hand that has seen its device take 50 times the profiled seconds."""
+    hand = Hand(routes(plan or tiny.plan("cut1-int8"), tiny.bundle, engine), 0.0)
+    parts = Parts(head=0.05, encode=1e-4, network=0.002, queue=0.0, decode=1e-4, tail=0.002)
+    for _ in range(5):
+        hand.observe(Sample("cut1-int8", parts, 0.055, "ok"), 1, 0.0)
+    return hand
 
 
 def on(tiny: TinyBundle, engine: Engine, plan: Plan) -> Routes:
@@ -86,8 +84,7 @@ def test_no_two_moves_within_the_cooldown(tiny: TinyBundle, engine: Engine) -> N
 
 def test_a_pinned_plan_is_never_left_and_never_probed(tiny: TinyBundle, engine: Engine) -> None:
     """`adapt.mode: Manual` means the edge keeps the default."""
-    plan = slow_device(tiny.plan("cut1-int8", pinned=True), 50)
-    hand = hand_of(tiny, engine, plan)
+    hand = hand_of(tiny, engine, tiny.plan("cut1-int8", pinned=True))
     feel(hand, rtt=0.5, rate=2e3, now=0.0)
     assert hand.look(0.1) is None
     assert {hand.probe(None, 1) for _ in range(300)} == {None}
@@ -120,7 +117,7 @@ def test_a_new_default_is_taken_and_the_same_default_keeps_the_hand_s_choice(
     feel(hand, rtt=0.5, rate=2e3, now=0.0)
     hand.look(0.1)
     assert hand.rung == "edge"
-    corrected = slow_device(tiny.plan("cut1-int8", generation=2), 40)
+    corrected = tiny.plan("cut1-int8", generation=2)
     assert hand.adopt(on(tiny, engine, corrected), 1.0) is None
     assert hand.rung == "edge"
     other = tiny.plan("cut2", generation=3)
@@ -148,7 +145,7 @@ def test_a_batch_of_eight_does_not_look_like_a_device_eight_times_slower(
     tiny: TinyBundle, engine: Engine
 ) -> None:
     """Costs are per row; a batch is divided before it is compared with them."""
-    hand = hand_of(tiny, engine, tiny.plan("cut1-int8"))
+    hand = Hand(on(tiny, engine, tiny.plan("cut1-int8")), 0.0)
     parts = Parts(head=0.008, encode=1e-4, network=0.01, queue=0.0, decode=1e-4, tail=0.016)
     for _ in range(5):
         hand.observe(Sample("cut1-int8", parts, 0.034, "ok"), 8, 1.0)
@@ -157,6 +154,30 @@ def test_a_batch_of_eight_does_not_look_like_a_device_eight_times_slower(
     rung = tiny.plan().rungs.get("cut1-int8")
     assert hand.expected(rung, 1).head == pytest.approx(0.001, rel=0.1)
     assert hand.expected(rung, 8).tail == pytest.approx(0.016, rel=0.1)
+
+
+def test_a_device_s_speed_is_not_forgotten_while_the_cloud_does_all_the_work(
+    tiny: TinyBundle, engine: Engine
+) -> None:
+    """On `cloud` no segment runs here; the device must not look as fast as the profile again."""
+    hand = hand_of(tiny, engine)
+    feel(hand, rtt=0.002, rate=10e6, now=0.0)
+    assert hand.look(0.1) is not None
+    parts = Parts(encode=1e-4, network=0.002, decode=1e-4, tail=0.003)
+    for now in range(10, 40, 3):
+        for _ in range(5):
+            hand.observe(Sample("cloud-uint8", parts, 0.006, "ok"), 1, float(now))
+        feel(hand, rtt=0.002, rate=10e6, now=float(now))
+        assert hand.look(now + 0.1) is None
+    assert hand.rung == "cloud-uint8"
+
+
+def test_one_cold_request_moves_nothing(tiny: TinyBundle, engine: Engine) -> None:
+    """The first crossing meets a cold tail and a cold connection; it says little of the link."""
+    hand = hand_of(tiny, engine)
+    hand.crossed(700, 1.0, 0.0)
+    assert hand.link(0.1) is None
+    assert hand.look(0.1) is None
 
 
 @pytest.mark.parametrize(
