@@ -76,14 +76,21 @@ class Hand:
         return self.route.rung.id if self.route is not None else None
 
     def adopt(self, routes: Routes, now: float) -> Shift | None:
-        """Take over a newer plan; the rung stays unless the plan's default is another one."""
+        """Take over a newer plan; the rung stays unless the plan's default is another one.
+
+        A new default is chosen from what a pool saw some seconds ago. While this device's own view
+        of its link is fresh, it weighs the default by that at once, without a cooldown: else a plan
+        that was overtaken by a collapse would send a few requests back into it.
+        """
         with self._lock:
-            begin = perf_counter()
             same = routes.plan.default == self.routes.plan.default and not routes.plan.pinned
             target = routes.by_rung.get(self.rung or "") if same else None
             self.routes, self._conditions = routes, _first_guess(routes)
+            start = routes.start
+            if target is None and start is not None and not routes.plan.pinned:
+                target = routes.by_rung[self._decide(start.rung.id, now, -math.inf).rung]
             message = f"plan {routes.plan.generation} starts from {routes.plan.default}"
-            return self._shift(target or routes.start, "Plan", message, now, begin)
+            return self._shift(target or start, "Plan", message, now, perf_counter())
 
     def observe(self, sample: Sample, rows: int, now: float) -> None:
         """Fold in one request; its costs are taken per row, as a ladder's are."""
@@ -121,7 +128,7 @@ class Hand:
         with self._lock:
             if self.route is None:
                 return None
-            decision = self._decide(self.route.rung.id, now)
+            decision = self._decide(self.route.rung.id, now, self._moved_at)
             if self.routes.plan.pinned:
                 return None
             begin = perf_counter()
@@ -158,12 +165,12 @@ class Hand:
         self._probes += 1
         return others[self._probes % len(others)] if others else None
 
-    def _decide(self, rung: str, now: float) -> Decision:
+    def _decide(self, rung: str, now: float, moved_at: float) -> Decision:
         ladder = Ladder(rungs=tuple(route.rung for route in self.routes.by_rung.values()))
         view = observe(ladder, self._recent(), self._link(now), POLICY, self._conditions)
         self._conditions = view.conditions
         modelled = View(view.conditions, view.link_known)
-        return decide(ladder, modelled, rung, POLICY, now=now, moved_at=self._moved_at)
+        return decide(ladder, modelled, rung, POLICY, now=now, moved_at=moved_at)
 
     def _recent(self) -> Window:
         window = Window()

@@ -121,11 +121,26 @@ def test_a_new_default_is_taken_and_the_same_default_keeps_the_hand_s_choice(
     assert hand.adopt(on(tiny, engine, corrected), 1.0) is None
     assert hand.rung == "edge"
     other = tiny.plan("cut2", generation=3)
-    shift = hand.adopt(on(tiny, engine, other), 2.0)
+    shift = hand.adopt(on(tiny, engine, other), 2.0 + FRESH)
     assert shift is not None
     assert (shift.reason, hand.rung) == ("Plan", "cut2")
     assert hand.route is not None
     assert hand.route.plan.generation == 3
+
+
+def test_a_default_chosen_before_a_collapse_is_weighed_by_what_is_seen_now(
+    tiny: TinyBundle, engine: Engine
+) -> None:
+    """A late plan does not send requests back into a link this device knows to be bad."""
+    hand = hand_of(tiny, engine)
+    feel(hand, rtt=0.5, rate=2e3, now=0.0)
+    hand.look(0.1)
+    late = tiny.plan("cut2", generation=2)
+
+    assert hand.adopt(on(tiny, engine, late), 1.0) is None
+
+    assert hand.rung == "edge"
+    assert hand.routes.plan.generation == 2
 
 
 def test_a_plan_without_the_rung_in_use_starts_from_its_default(
