@@ -415,3 +415,75 @@ def test_a_corrupted_blob_is_found_before_anything_runs(setting: Setting, tmp_pa
     path.write_bytes(data)
     with pytest.raises(BundleCorrupt, match=weights):
         Session(tiny.bundle, tiny.plan("cut1"), endpoint=setting.endpoint)
+
+
+@contextmanager
+def shaped_link(served: Served, link: str) -> Iterator[tuple[str, Callable[[str], None]]]:
+    """A shaping proxy before the pool; yields its endpoint and what changes its link."""
+    port = free_port()
+    shaper = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "dovetail_cli.shaper"),
+            *(f"--listen={port}", f"--to={served.address}", f"--link={link}"),
+        ],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert shaper.stdin is not None
+    lines = shaper.stdin
+
+    def change(to: str) -> None:
+        lines.write(to + "\n")
+        lines.flush()
+
+    def listens() -> bool:
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        until(listens)
+        yield f"http://127.0.0.1:{port}", change
+    finally:
+        lines.close()
+        shaper.wait(timeout=20)
+
+
+def test_a_link_that_collapses_and_recovers_moves_the_rung_both_ways(
+    setting: Setting, tmp_path: Path
+) -> None:
+    """On a slow device: off the cloud when the link is gone, back when it is; nothing fails."""
+    tiny = write_tiny_bundle(tmp_path / "bundle", side=64, width=32)
+    plan, feed = tiny.plan("cloud-uint8", deployment="edge/moving"), rows(1, side=64)
+    want = tiny.whole(feed)["brightness"]
+    setting.served.serve(
+        TailApp(
+            "edge/moving",
+            str(tiny.bundle.path),
+            tiny.bundle.digest,
+            {"camera": plan},
+            actor_options={"num_cpus": 0.1},
+        )
+    )
+    with (
+        shaped_link(setting.served, "200mbit,2ms") as (endpoint, change),
+        Session(tiny.bundle, plan, endpoint=endpoint, slowdown=60) as session,
+    ):
+
+        def ask_until(on_edge: bool) -> None:
+            stop = time.monotonic() + 60
+            while (session.status().rung == "edge") != on_edge:
+                assert time.monotonic() < stop, "the rung never moved"
+                answer = session.infer_detailed(feed)
+                np.testing.assert_allclose(answer.outputs["brightness"], want, rtol=0.02)
+
+        for _ in range(20):
+            session.infer(feed)
+        ask_until(on_edge=False)
+        for link, on_edge in (("32kbit,300ms", True), ("200mbit,2ms", False)):
+            change(link)
+            ask_until(on_edge)
+        status = session.status()
+    assert status.outcomes.get("failed", 0) == 0
+    assert [move.target for move in status.moves].count("edge") >= 1
+    assert status.slowdown == 60
