@@ -1,9 +1,9 @@
 """Brings any accepted ONNX model into one form, so that everything behind it sees one kind.
 
-The form: no functions, no weights among the inputs, constants as initializers, large ones in the
-weights file with equal ones under one name, those of control-flow bodies lifted out of them, nodes
-in topological order with unique names, and no stale shapes. No operator is changed or folded: the
-whole model computes what it did.
+The form: no functions, nothing that no output comes from, no weights among the inputs, constants as
+initializers, large ones in the weights file with equal ones under one name and those of
+control-flow bodies lifted out, nodes in topological order with unique names, and no stale shapes.
+No operator is changed or folded: the whole model computes what it did.
 
 References: ONNX IR specification (before IR 4, initializers had to be listed as inputs).
 """
@@ -61,6 +61,7 @@ def normalise(model: ModelProto, folder: Path | None, scratch: Path) -> tuple[We
     model.ir_version = max(model.ir_version, _EXTERNAL_IR)
     graph = model.graph
     _lift_constants(graph)
+    _drop_unused(graph)
     weights = _store(graph, folder, scratch)
     constant = {tensor.name for tensor in graph.initializer}
     for value in [value for value in graph.input if value.name in constant]:
@@ -134,6 +135,29 @@ def _lift_weights(body: GraphProto, outer: GraphProto, taken: set[str]) -> None:
     if renames:
         for node in body.node:
             rename_reads(node, renames)
+
+
+def _drop_unused(graph: GraphProto) -> None:
+    """Drop nodes and weights that no output comes from: they would make segments for nobody."""
+    maker = {name: node for node in graph.node for name in node.output}
+    todo = [value.name for value in graph.output]
+    wanted: set[str] = set()
+    while todo:
+        name = todo.pop()
+        if name in wanted:
+            continue
+        wanted.add(name)
+        if name in maker:
+            todo.extend(_reads(maker[name]))
+    if any(wanted.isdisjoint(node.output) for node in graph.node):
+        _replace(graph, [node for node in graph.node if not wanted.isdisjoint(node.output)])
+    kept = [tensor for tensor in graph.initializer if tensor.name in wanted]
+    unused = {tensor.name for tensor in graph.initializer} - wanted
+    for value in [value for value in graph.input if value.name in unused]:
+        graph.input.remove(value)
+    if unused:
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
 
 
 def all_names(graph: GraphProto) -> set[str]:

@@ -17,7 +17,7 @@ is read off two runs rather than proven; the proof of the bundle compares batche
 Reference: DESIGN of Dovetail §2, "Facts found on a prototype".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -342,24 +342,35 @@ def assign(
         builder.infos[tensor.name] = builder.info(tensor.name, tainted=False)
     for index, node in enumerate(graph.node):
         builder.visit(index, node)
-    ops, anchors = [], {}
-    for index, position in enumerate(builder.nodes):
-        node = graph.node[position]
-        op, anchor = _op(builder, index, node)
-        ops.append(op)
-        if anchor is not None:
-            anchors[index] = anchor
+    outputs = [value.name for value in graph.output]
+    made = [(position, *_op(builder, graph.node[position])) for position in builder.nodes]
+    kept = _needed(made, outputs)
+    ops = tuple(replace(op, index=index) for index, (_, op, _) in enumerate(kept))
     names = [value.name for value in graph.input] + [name for op in ops for name in op.writes]
     search_graph = Graph(
-        ops=tuple(ops),
+        ops=ops,
         tensors={name: builder.infos[name] for name in names},
         inputs=tuple(value.name for value in graph.input),
-        outputs=tuple(value.name for value in graph.output),
+        outputs=tuple(outputs),
     )
-    return Roles(search_graph, tuple(builder.nodes), builder.derived, anchors)
+    anchors = {index: anchor for index, (_, _, anchor) in enumerate(kept) if anchor is not None}
+    return Roles(search_graph, tuple(position for position, _, _ in kept), builder.derived, anchors)
 
 
-def _op(builder: _Builder, index: int, node: NodeProto) -> tuple[Op, Anchor | None]:
+def _needed(
+    made: Sequence[tuple[int, Op, Anchor | None]], outputs: Collection[str]
+) -> list[tuple[int, Op, Anchor | None]]:
+    """Ops that an output comes from; others were there only to have their shape read."""
+    wanted = set(outputs)
+    kept = []
+    for item in reversed(made):
+        if wanted.intersection(item[1].writes):
+            wanted.update(item[1].reads)
+            kept.append(item)
+    return kept[::-1]
+
+
+def _op(builder: _Builder, node: NodeProto) -> tuple[Op, Anchor | None]:
     """The op of a node, and its anchor if something it reads takes the batch."""
     reads = reads_of(node)
     own = [name for name in reads if name in builder.activations]
@@ -370,7 +381,7 @@ def _op(builder: _Builder, index: int, node: NodeProto) -> tuple[Op, Anchor | No
         if anchor is not None and anchor.tensor not in own:
             own.append(anchor.tensor)
     op = Op(
-        index=index,
+        index=0,  # numbered when all that are needed are known
         name=node.name,
         op_type=node.op_type,
         reads=tuple(own),
