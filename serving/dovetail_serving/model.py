@@ -11,11 +11,11 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from dovetail.bundle import Bundle, RungSpec
+from dovetail.bundle import Bundle, BundleConfig, RungSpec
 from dovetail.codecs import CodecSet
 from dovetail.errors import BodyTooLarge, InvalidTensor, UnknownModel, UnknownVersion
 from dovetail.tensor import OIP_TYPE, Array, TensorSpec, check_inputs
@@ -33,10 +33,34 @@ PLATFORM = "onnx_dovetail"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a path asks for: the rung, or None for the whole model, and the version to answer."""
+    """What a path asks for; looked up, never computed, for each request.
+
+    Attributes:
+        rung: the rung, or None for the whole model on raw input.
+        version: the version to answer.
+        cut: where the request enters.
+        inputs: the tensors it brings.
+        outputs: the outputs it gets.
+    """
 
     rung: RungSpec | None
     version: str
+    cut: int
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+
+    @classmethod
+    def of(cls, config: BundleConfig, version: str, rung: RungSpec | None) -> Self:
+        """The call of a rung, or of the whole model."""
+        cut = rung.cut if rung else 0
+        names = config.crossing(cut) if rung else [spec.name for spec in config.inputs]
+        return cls(
+            rung,
+            version,
+            cut,
+            {name: config.spec(name) for name in names},
+            {spec.name: spec for spec in config.remote_outputs(cut)},
+        )
 
 
 class Model:
@@ -54,7 +78,12 @@ class Model:
         for rung in crossing:  # built now: no request waits for a table, and none builds it twice
             for name in self._config.crossing(rung.cut):
                 self._codecs.of(self._codecs.effective(rung.codec, name), name)
-        self._calls = {f"{self._version}.{rung.id}": rung for rung in crossing}
+        named = {f"{self._version}.{rung.id}": rung for rung in crossing}
+        self._calls: dict[str | None, Call] = {
+            version: Call.of(self._config, version, rung)
+            for version, rung in {self._version: None, **named}.items()
+        }
+        self._calls[None] = self._calls[self._version]
 
     @property
     def name(self) -> str:
@@ -72,14 +101,13 @@ class Model:
             raise UnknownModel(
                 f"model {name!r} is not served here; this tail serves {self._config.model.name!r}"
             )
-        if version is None or version == self._version:
-            return Call(None, self._version)
-        if version not in self._calls:
+        call = self._calls.get(version)
+        if call is None:
             raise UnknownVersion(
                 f"version {version!r} of {name!r} is not served here; served are "
-                f"{[self._version, *self._calls]}; fetch the plan again"
+                f"{self._versions()}; fetch the plan again"
             )
-        return Call(self._calls[version], version)
+        return call
 
     def job(self, call: Call, body: bytes, header_length: str | None) -> Job:
         """Parse a request's message; its tensors are decoded later, in a compute thread.
@@ -90,59 +118,51 @@ class Model:
             BodyTooLarge: the tensors would take more than the bound.
         """
         request = parse_request(body, header_length)
-        rung = call.rung
-        cut = rung.cut if rung else 0
-        outputs = self._config.remote_outputs(cut)
-        _check_outputs(request, outputs)
-        key, rows = self._signature(request, cut, coded=rung is not None)
+        _check_outputs(request, call)
+        key, rows = self._signature(request, call)
 
         def decode() -> Mapping[str, Array]:
-            if rung is None:
+            if call.rung is None:
                 feed = request.arrays()
                 check_inputs(self._config.inputs, feed)
                 return feed
-            return self._codecs.unpack(rung.codec, self._config.crossing(cut), request.inputs)
+            return self._codecs.unpack(call.rung.codec, tuple(call.inputs), request.inputs)
 
         def encode(found: Mapping[str, Array]) -> Answer:
-            tensors = tuple(WireTensor.of(spec.name, found[spec.name]) for spec in outputs)
+            tensors = tuple(WireTensor.of(name, found[name]) for name in call.outputs)
             answer = InferResponse(self.name, call.version, tensors, id=request.id)
             return build_response(answer, request)
 
-        return Job(cut, key, rows, decode, encode)
+        return Job(call.cut, key, rows, decode, encode)
 
     def metadata(self, call: Call) -> bytes:
         """The protocol's model metadata, as JSON."""
-        cut = call.rung.cut if call.rung else 0
-        inputs = [_describe(spec) for spec in self._config.inputs]
+        inputs = [_describe(spec) for spec in call.inputs.values()]
         if call.rung is not None:
-            inputs = [
-                {"name": name, "datatype": "UINT8", "shape": [-1]}
-                for name in self._config.crossing(cut)
-            ]
+            inputs = [{"name": name, "datatype": "UINT8", "shape": [-1]} for name in call.inputs]
         return json.dumps(
             {
                 "name": self.name,
-                "versions": [self._version, *self._calls],
+                "versions": self._versions(),
                 "platform": PLATFORM,
                 "inputs": inputs,
-                "outputs": [_describe(spec) for spec in self._config.remote_outputs(cut)],
+                "outputs": [_describe(spec) for spec in call.outputs.values()],
             }
         ).encode()
 
-    def _signature(
-        self, request: InferRequest, cut: int, *, coded: bool
-    ) -> tuple[tuple[object, ...], int]:
+    def _versions(self) -> list[str]:
+        return [version for version in self._calls if version is not None]
+
+    def _signature(self, request: InferRequest, call: Call) -> tuple[tuple[object, ...], int]:
         """What a request must share to be computed with another, and its rows."""
-        known = {spec.name: spec for spec in self._config.inputs} if not coded else {}
-        known |= {name: self._config.spec(name) for name in self._config.crossing(cut)}
         total, rows, shapes = 0, 1, []
         for tensor in request.inputs:
-            spec = known.get(tensor.name)
+            spec = call.inputs.get(tensor.name)
             if spec is None:
                 raise InvalidTensor(
-                    f"unknown input {tensor.name!r}; the inputs are {sorted(known)}"
+                    f"unknown input {tensor.name!r}; the inputs are {sorted(call.inputs)}"
                 )
-            shape = _declared(tensor) if coded else tensor.shape
+            shape = tensor.shape if call.rung is None else _declared(tensor)
             total += math.prod(shape) * np.dtype(spec.dtype).itemsize
             if spec.shape and isinstance(spec.shape[0], str):
                 rows, shape = shape[0] if shape else 1, shape[1:]
@@ -151,7 +171,7 @@ class Model:
             raise BodyTooLarge(
                 f"the tensors take {total} bytes once decoded; at most {self._max_bytes} are taken"
             )
-        return (cut, *sorted(shapes)), rows
+        return (call.cut, *sorted(shapes)), rows
 
 
 def _declared(tensor: WireTensor) -> tuple[int, ...]:
@@ -163,11 +183,10 @@ def _declared(tensor: WireTensor) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _check_outputs(request: InferRequest, outputs: tuple[TensorSpec, ...]) -> None:
-    names = [spec.name for spec in outputs]
+def _check_outputs(request: InferRequest, call: Call) -> None:
     for name in request.outputs:
-        if name not in names:
-            raise InvalidTensor(f"unknown output {name!r}; the outputs are {names}")
+        if name not in call.outputs:
+            raise InvalidTensor(f"unknown output {name!r}; the outputs are {list(call.outputs)}")
 
 
 def _describe(spec: TensorSpec) -> dict[str, Any]:
