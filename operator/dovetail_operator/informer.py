@@ -1,0 +1,170 @@
+"""List, then watch, for ever: keeps a store equal to the cluster and tells what changed.
+
+Why our own: see docs/adr/0006. Reconciling is level-triggered, so all that is promised is that a
+change is told at least once and that the store ends up right, whatever was lost on the way. Four
+things make that true. A watch that is answered 410 begins again with a list, and what the list no
+longer holds is told as deleted: deletes that happened while nobody watched are in no event. Every
+watch has a bound set by us and a bound on silence, because a half-open connection delivers nothing
+and no error. Reconnects wait longer each time, with jitter, so that a hundred operators do not
+come back together. Bookmarks keep the resource version fresh on collections that change rarely, so
+that a reconnect seldom needs a list.
+
+A kind that the API server does not have (a prerequisite that is not installed) is an empty store
+that says `absent`, and is asked for again.
+
+References: Kubernetes API concepts, "Efficient detection of changes"; client-go's Reflector.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from dovetail.errors import DovetailError
+from dovetail_operator.client import Absent, Api, Expired, Json
+from dovetail_operator.metrics import CACHE_OBJECTS, WATCH_RESTARTS
+from dovetail_operator.store import Store, key_of, slim
+
+log = logging.getLogger("dovetail.operator.informer")
+
+_WATCH_SECONDS: Final = (240, 480)
+_SILENCE: Final = 150.0  # bookmarks come about once a minute
+_BACKOFF: Final = (0.5, 30.0)
+_ABSENT_RETRY: Final = 15.0
+_OVERDUE: Final = _WATCH_SECONDS[1] + _SILENCE + _BACKOFF[1] + 60.0
+
+Changed = Callable[[Json | None, Json | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A collection to keep.
+
+    Attributes:
+        name: plural, for logs and metrics.
+        path: path of the collection.
+        params: selectors.
+        slim: whether metadata is all that is kept.
+    """
+
+    name: str
+    path: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    slim: bool = False
+
+
+class Informer:
+    """Keeps one store.
+
+    Args:
+        api: where it reads.
+        kind: what it reads.
+        store: where it keeps it.
+        changed: told of each change as (before, after); None for not there.
+
+    Attributes:
+        synced: set once the store has held the whole collection, or it is known to be absent.
+        absent: whether the API server has no such kind.
+    """
+
+    def __init__(self, api: Api, kind: Kind, store: Store, changed: Changed) -> None:
+        self.kind, self.store = kind, store
+        self.synced = threading.Event()
+        self.absent = False
+        self._api, self._changed = api, changed
+        self._stop = threading.Event()
+        self._alive = time.monotonic()
+        self._version = ""
+        self._thread = threading.Thread(target=self._run, name=f"watch-{kind.name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the event at hand; returns at once."""
+        self._stop.set()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it runs and heard from the API server, or tried to, within its bound."""
+        return self._thread.is_alive() and time.monotonic() - self._alive < _OVERDUE
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stop.is_set():
+            self._alive = time.monotonic()
+            try:
+                if not self._version:
+                    self._list()
+                self._watch()
+                failures = 0
+                continue
+            except Expired:
+                self._version, why, wait = "", "expired", 0.0
+            except Absent:
+                self._version, why, wait = "", "absent", _ABSENT_RETRY
+                self._replace([])
+                self.absent = True
+                self.synced.set()
+            except DovetailError as error:
+                failures += 1
+                why = "error"
+                wait = min(_BACKOFF[0] * 2 ** min(failures, 8), _BACKOFF[1])
+                log.warning("%s: %s", self.kind.name, error)
+            WATCH_RESTARTS.labels(self.kind.name, why).inc()
+            self._stop.wait(wait * random.uniform(0.5, 1.0))  # noqa: S311  spreads load, no secret
+
+    def _list(self) -> None:
+        items: list[Json] = []
+        version = ""
+        for page in self._api.pages(self.kind.path, self.kind.params, slim=self.kind.slim):
+            self._alive = time.monotonic()
+            items.extend(slim(item) for item in page.get("items") or ())
+            version = page["metadata"]["resourceVersion"]
+        self.absent = False
+        self._replace(items)
+        self._version = version
+        self.synced.set()
+
+    def _replace(self, items: list[Json]) -> None:
+        """Make the store hold exactly these, and tell every difference."""
+        gone = set(self.store.keys()) - {key_of(item) for item in items}
+        for item in items:
+            self._put(item)
+        for key in sorted(gone):
+            self._drop(key)
+
+    def _watch(self) -> None:
+        params = {
+            **self.kind.params,
+            "resourceVersion": self._version,
+            "timeoutSeconds": random.randint(*_WATCH_SECONDS),  # noqa: S311  spreads load
+        }
+        events = self._api.watch(self.kind.path, params, slim=self.kind.slim, silence=_SILENCE)
+        for event in events:
+            self._alive = time.monotonic()
+            item = event["object"]
+            self._version = item["metadata"]["resourceVersion"]
+            if event["type"] == "DELETED":
+                self._drop(key_of(item))
+            elif event["type"] != "BOOKMARK":
+                self._put(slim(item))
+            if self._stop.is_set():
+                return
+
+    def _put(self, item: Json) -> None:
+        old = self.store.put(item)
+        CACHE_OBJECTS.labels(self.kind.name).set(len(self.store))
+        version = item["metadata"]["resourceVersion"]
+        if old is None or old["metadata"]["resourceVersion"] != version:
+            self._changed(old, item)
+
+    def _drop(self, key: str) -> None:
+        old = self.store.drop(key)
+        CACHE_OBJECTS.labels(self.kind.name).set(len(self.store))
+        if old is not None:
+            self._changed(old, None)

@@ -1,0 +1,116 @@
+"""What is known of a deployment's bundle and plans, as its ConfigMap keeps it: the durable truth.
+
+An operator that starts knows nothing but what the cluster says. So all that it decided and cannot
+find out again lies in one ConfigMap a deployment: which bundle the spec became, that bundle's
+description and costs without what only runtimes read, and the plans in force, whose generation must
+never be used twice. Edges mount the same object and boot from it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+from pydantic import ValidationError
+
+from dovetail.api import HybridDeployment
+from dovetail.bundle import BundleConfig
+from dovetail.errors import BundleError
+from dovetail.ladder import CostProfile
+from dovetail.layout import canonical_json
+from dovetail.plan import Plan
+from dovetail_operator.client import Json
+from dovetail_operator.names import child
+
+_MADE_FROM: Final = {"model", "inputs", "calibration", "quality", "wire"}
+
+
+def partition_hash(deployment: HybridDeployment) -> str:
+    """Identity of what a bundle is made from: the fields of the spec that change its bytes."""
+    spec = deployment.spec
+    made_from = spec.model_dump(mode="json", include=_MADE_FROM)
+    made_from |= {"name": deployment.metadata.name, "max_segments": spec.split.max_segments}
+    return hashlib.sha256(canonical_json(made_from)).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one deployment's ConfigMap says.
+
+    Attributes:
+        partition: `partition_hash` of the spec that the bundle was made from.
+        bundle: manifest digest.
+        config: the bundle's description, as JSON text.
+        costs: its cost profile, as JSON text.
+        plans: the plan of each class, as JSON text.
+    """
+
+    partition: str
+    bundle: str
+    config: str
+    costs: str
+    plans: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def made(cls, partition: str, bundle: str, config: BundleConfig, costs: CostProfile) -> Self:
+        """The record of a bundle that was just made.
+
+        Quantisation tables, weight groups and per-operator times are left out: only runtimes and
+        the partitioner read them, and an object holds 1 MiB.
+        """
+        slim = config.model_copy(update={"affine": {}, "groups": ()})
+        times = costs.model_copy(update={"ops": {}})
+        return cls(
+            partition,
+            bundle,
+            slim.model_dump_json(by_alias=True, exclude_defaults=True),
+            times.model_dump_json(by_alias=True, exclude_defaults=True),
+        )
+
+    @classmethod
+    def read(cls, item: Json | None) -> Self | None:
+        """The record in a ConfigMap; None where there is none or it was emptied."""
+        data = (item or {}).get("data") or {}
+        try:
+            plans = {
+                key.removeprefix("plan.").removesuffix(".json"): text
+                for key, text in data.items()
+                if key.startswith("plan.")
+            }
+            return cls(
+                data["partition"], data["bundle"], data["config.json"], data["costs.json"], plans
+            )
+        except KeyError:
+            return None
+
+    def parse(self) -> tuple[BundleConfig, CostProfile]:
+        """Description and costs; raises `BundleError` where a person changed them by hand."""
+        try:
+            return (
+                BundleConfig.model_validate_json(self.config),
+                CostProfile.model_validate_json(self.costs),
+            )
+        except ValidationError as error:
+            raise BundleError(
+                f"the plan's ConfigMap does not hold a bundle's description; delete it: {error}"
+            ) from error
+
+    def plan(self, name: str) -> Plan | None:
+        """A class's plan; None where there is none that holds."""
+        if name not in self.plans:
+            return None
+        try:
+            return Plan.model_validate_json(self.plans[name])
+        except ValidationError:
+            return None
+
+    def config_map(self, owner: Json, plans: Mapping[str, Plan]) -> Json:
+        """The ConfigMap that holds this record with these plans."""
+        data = {
+            "partition": self.partition,
+            "bundle": self.bundle,
+            "config.json": self.config,
+            "costs.json": self.costs,
+        }
+        data |= {f"plan.{name}.json": p.model_dump_json(by_alias=True) for name, p in plans.items()}
+        return {**child("ConfigMap", owner, "plan"), "data": data}
