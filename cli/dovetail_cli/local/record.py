@@ -77,9 +77,15 @@ class Record:
     def look(self, client: EdgeClient, now: float) -> None:
         """Ask the edge; one that does not answer has an empty status."""
         try:
-            self.status = client.status()
+            status = client.status()
         except Unavailable:
-            self.status = {}
+            status = {}
+        self.take(status, now)
+
+    def take(self, status: dict[str, Any], now: float) -> None:
+        """Take in what an edge says of itself, `now` in seconds since the epoch."""
+        self.status = status
+        if not status:
             return
         totals = Window.load(self.status["totals"])
         if totals.count < self._totals.count:
