@@ -6,7 +6,7 @@ model, which the child wrote and which holds no weights, and one file of weights
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -115,7 +115,7 @@ def import_model(
         bind: sizes of dynamic dimensions by symbolic name, or by `input:axis`.
         batch: size to bind the batch to; None leaves it symbolic where requests can be stacked.
         sample: one row of example inputs for the first run, whose shapes bind what `bind` does
-            not; generated where None.
+            not; an input may have an axis of size 1 more, in front. Generated where None.
         limits: what reading the model may use; in proportion to its size where None.
 
     Returns:
@@ -196,6 +196,7 @@ def _read(ask: _Request) -> _Found:
     model = read_model(ask.path)
     digest = model_digest(ask.path, model.graph, ask.folder)
     weights = normalise(model, ask.folder, ask.scratch)
+    ask = replace(ask, sample=_without_row_axis(model, ask.sample))
     shapes = {name: array.shape for name, array in (ask.sample or {}).items()}
     symbol, notes = bind_inputs(model, ask.bind, ask.batch, shapes)
     why = _why_not_cuttable(model)
@@ -211,6 +212,19 @@ def _read(ask: _Request) -> _Found:
         roles = _roles(model, ask, symbol, why)
     (ask.scratch / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
     return _Found(digest, weights, symbol, why is None, notes, roles)
+
+
+def _without_row_axis(
+    model: ModelProto, sample: Mapping[str, Array] | None
+) -> Mapping[str, Array] | None:
+    """The example as the model takes it: without an axis in front that counts rows."""
+    if sample is None:
+        return None
+    rank = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.input}
+    return {
+        name: np.asarray(array[0]) if array.ndim == rank.get(name, array.ndim) + 1 else array
+        for name, array in sample.items()
+    }
 
 
 def _roles(model: ModelProto, ask: _Request, symbol: str | None, why: str | None) -> Roles:

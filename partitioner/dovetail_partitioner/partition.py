@@ -65,7 +65,7 @@ from dovetail_partitioner.proof import (
     repeats,
     row_wise,
 )
-from dovetail_partitioner.rows import Calibration, Rows, generated_rows, given_rows
+from dovetail_partitioner.rows import Calibration, Rows, first_row, generated_rows, given_rows
 from dovetail_partitioner.rungs import candidates, coded_bytes
 from dovetail_partitioner.search import Chain, search
 from dovetail_partitioner.whole import Answers, Model, load_whole
@@ -158,7 +158,13 @@ def partition(
     with tempfile.TemporaryDirectory(prefix="dovetail-") as scratch, BundleWriter(path) as writer:
         chosen = options or Options()
         report("reading the model", 0, 1)
-        imported = import_model(model, Path(scratch), bind=chosen.bind, batch=chosen.batch)
+        imported = import_model(
+            model,
+            Path(scratch),
+            bind=chosen.bind,
+            batch=chosen.batch,
+            sample=None if calibration is None else first_row(calibration),
+        )
         served = name or (model.stem if isinstance(model, Path) else "model")
         return _Work(imported, writer, served, chosen, report).make(path, calibration, costs)
 

@@ -77,10 +77,20 @@ def given_rows(source: Calibration, specs: Sequence[TensorSpec]) -> Rows:
     if isinstance(source, Mapping):
         rows = _rows_of(source, specs, "the calibration arrays")
         return _counted((lambda: rows,), generated=False)
-    files = sorted(source.glob("*.npz")) if source.is_dir() else [source]
-    if not files:
-        raise CalibrationError(f"{source} holds no .npz file; expected one array an input in each")
-    return _counted(tuple(_reader(file, specs) for file in files), generated=False)
+    return _counted(tuple(_reader(file, specs) for file in _files(source)), generated=False)
+
+
+def first_row(source: Calibration) -> dict[str, Array]:
+    """The first row, every input with a row axis of size 1 in front or as its batch.
+
+    The importer needs it before anything is known of the model: it binds sizes that the model
+    leaves open, and is what an untrusted model is first run on.
+
+    Raises:
+        CalibrationError: the source holds no arrays that can be read.
+    """
+    arrays = source if isinstance(source, Mapping) else _arrays(_files(source)[0])
+    return {name: np.asarray(array)[:1] for name, array in arrays.items() if np.ndim(array)}
 
 
 def generated_rows(
@@ -137,17 +147,25 @@ def _counted(parts: tuple[Callable[[], list[Row]], ...], *, generated: bool) -> 
     return Rows(parts, count, generated, "sha256:" + sha.hexdigest())
 
 
-def _reader(file: Path, specs: Sequence[TensorSpec]) -> Callable[[], list[Row]]:
-    def read() -> list[Row]:
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                return _rows_of(dict(arrays), specs, str(file))
-        except (OSError, ValueError, BadZipFile, AttributeError) as error:
-            raise CalibrationError(
-                f"{file} is not an .npz of plain arrays: {error}; write one with numpy.savez"
-            ) from error
+def _files(source: Path) -> list[Path]:
+    files = sorted(source.glob("*.npz")) if source.is_dir() else [source]
+    if not files:
+        raise CalibrationError(f"{source} holds no .npz file; expected one array an input in each")
+    return files
 
-    return read
+
+def _reader(file: Path, specs: Sequence[TensorSpec]) -> Callable[[], list[Row]]:
+    return lambda: _rows_of(_arrays(file), specs, str(file))
+
+
+def _arrays(file: Path) -> dict[str, Array]:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, BadZipFile, AttributeError) as error:
+        raise CalibrationError(
+            f"{file} is not an .npz of plain arrays: {error}; write one with numpy.savez"
+        ) from error
 
 
 def _rows_of(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], where: str) -> list[Row]:

@@ -19,7 +19,7 @@ from dovetail_partitioner.compare import Effect, Trial, effects
 from dovetail_partitioner.importer import import_model
 from dovetail_partitioner.progress import Report, silent
 from dovetail_partitioner.proof import Proof, fault, prove_cuts, read_proof, refuse_vacuous
-from dovetail_partitioner.rows import Calibration, Rows, generated_rows, given_rows
+from dovetail_partitioner.rows import Calibration, Rows, first_row, generated_rows, given_rows
 from dovetail_partitioner.whole import Model, joined, load_whole
 
 
@@ -90,7 +90,7 @@ def verify(
     bundle.verify()
     proof = read_proof(bundle)
     with tempfile.TemporaryDirectory(prefix="dovetail-") as scratch:
-        whole, plain = _wholes(bundle, model, bind, Path(scratch))
+        whole, plain = _wholes(bundle, model, bind, calibration, Path(scratch))
         rows = _rows(bundle, calibration, whole)
         answers = [whole(row) for row in rows]
         if proof.exact is not None:
@@ -113,12 +113,17 @@ def verify(
 
 
 def _wholes(
-    bundle: Bundle, model: Path | None, bind: Mapping[str, int] | None, scratch: Path
+    bundle: Bundle,
+    model: Path | None,
+    bind: Mapping[str, int] | None,
+    calibration: Calibration | None,
+    scratch: Path,
 ) -> tuple[Model, Model]:
     """The whole model as it is served, and with graph optimisation off."""
     if model is None:
         return joined(bundle, optimize=True), joined(bundle, optimize=False)
-    imported = import_model(model, scratch, bind=bind)
+    sample = None if calibration is None else first_row(calibration)
+    imported = import_model(model, scratch, bind=bind, sample=sample)
     if imported.digest != bundle.config.model.digest:
         raise BundleError(
             f"{bundle.path} was made from model {bundle.config.model.digest}, {model.name} is "

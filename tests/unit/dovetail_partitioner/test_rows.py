@@ -8,7 +8,14 @@ import pytest
 from dovetail.bundle import Image
 from dovetail.errors import CalibrationError, ModelError
 from dovetail.tensor import Array, TensorSpec
-from dovetail_partitioner.rows import GENERATED, from_pixels, generated_rows, given_rows, stack
+from dovetail_partitioner.rows import (
+    GENERATED,
+    first_row,
+    from_pixels,
+    generated_rows,
+    given_rows,
+    stack,
+)
 
 X = TensorSpec(name="x", dtype="float32", shape=("N", 4))
 STATE = TensorSpec(name="state", dtype="float32", shape=(2, 1, 3))
@@ -85,6 +92,20 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "rows.npz", tmp_path / "missing.npz", tmp_path / "empty"):
         with pytest.raises(CalibrationError, match=path.name):
             given_rows(path, [X])
+
+
+def test_the_first_row_keeps_an_axis_of_one(tmp_path: Path) -> None:
+    """Known before the model is: one row of every array, whatever its rank."""
+    given = arrays(3)
+    np.savez(tmp_path / "rows.npz", **given)
+
+    for source in (given, tmp_path / "rows.npz", tmp_path):
+        row = first_row(source)
+        assert {name: array.shape for name, array in row.items()} == {
+            "x": (1, 4),
+            "state": (1, 2, 1, 3),
+        }
+        assert np.array_equal(row["x"], given["x"][:1])
 
 
 def test_no_rows_are_refused() -> None:
