@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from dovetail.errors import UnsupportedModel
