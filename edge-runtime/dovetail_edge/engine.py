@@ -131,6 +131,16 @@ class Engine:
                     total += seconds
         return live, total
 
+    def prepare(self, codec: str, names: tuple[str, ...]) -> None:
+        """Build what `encode` needs, so that no request waits for it, or fails without it.
+
+        Raises:
+            UnknownRung: the bundle has no such codec for one of the tensors.
+            MissingTool: the codec needs a library that is not installed.
+        """
+        for name in names:
+            self._codecs.of(self._codecs.effective(codec, name), name)
+
     def encode(
         self, codec: str, env: Mapping[str, Array], names: tuple[str, ...]
     ) -> tuple[list[WireTensor], float]:

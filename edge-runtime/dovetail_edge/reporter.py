@@ -62,9 +62,10 @@ class Reporter:
         self._thread.start()
 
     def add(self, sample: Sample) -> None:
-        """Count a sample in the window that is sent next."""
-        with self._lock:
-            self._window.add(sample)
+        """Count a sample in the window that is sent next; never one of a private request."""
+        if not self._private:
+            with self._lock:
+                self._window.add(sample)
         idle = self._seen_at < time.monotonic() - _FLOWING
         self._seen_at = time.monotonic()
         if idle or self._tail.stale:
@@ -115,14 +116,19 @@ class Reporter:
         said = False
         if self._tail.stale or self._tail.generation > max(self._asked, self._generation):
             said = self._poll(now)
-        private = self._hand.routes.plan.privacy == "Private"
-        if not private and now - self._seen_at < _FLOWING:
+        private = self._private
+        flowing = now - self._seen_at < _FLOWING
+        if flowing and not private:
             said |= self._probe_link(now)
-            if now - self._reported_at >= self._report_pause:
-                said |= self._report(now)
-        elif now - self._polled_at >= _POLL_EVERY:
-            said = self._poll(now)
+        if not private and now - self._reported_at >= self._report_pause:
+            said |= self._report(now)
+        if (private or not flowing) and now - self._polled_at >= _POLL_EVERY:
+            said |= self._poll(now)
         return said
+
+    @property
+    def _private(self) -> bool:
+        return self._hand.routes.plan.privacy == "Private"
 
     @property
     def _generation(self) -> int:

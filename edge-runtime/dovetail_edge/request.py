@@ -32,7 +32,7 @@ from dovetail_edge.tail import RungAnswer, RungCall, Tail
 
 log = logging.getLogger("dovetail.edge")
 
-_MARGIN = 0.003  # seconds kept for waking up and merging before a deadline
+_MARGIN = 0.005  # seconds kept for waking up and merging before a deadline
 _UNDECLARED, _UNDECLARED_TIMES = 1.0, 3.0
 
 

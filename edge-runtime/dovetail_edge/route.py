@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dovetail.bundle import Bundle
-from dovetail.errors import BundleError, PrivacyRefused
+from dovetail.errors import BundleError, ManifestError, PrivacyRefused
 from dovetail.ladder import RungCost
 from dovetail.plan import Plan, allowed_by_privacy
 from dovetail.tensor import TensorSpec
@@ -65,13 +65,20 @@ class Routes:
         )
 
 
-def check(plan: Plan, bundle: Bundle) -> None:
-    """Check that a plan is for a bundle.
+def check(plan: Plan, bundle: Bundle, held: Plan) -> None:
+    """Check that a plan is for this bundle and for whoever follows the plan at hand.
 
     Raises:
+        ManifestError: it is for another deployment or device class.
         BundleError: it is for another bundle, or one of its rungs is cut elsewhere.
         UnknownRung: it allows a rung the bundle does not have.
     """
+    whose = (plan.deployment, plan.device_class)
+    if whose != (held.deployment, held.device_class):
+        raise ManifestError(
+            f"plan {plan.generation} is for class {whose[1]!r} of {whose[0]!r}, this edge is "
+            f"class {held.device_class!r} of {held.deployment!r}"
+        )
     if plan.bundle != bundle.digest:
         raise BundleError(
             f"plan {plan.generation} is for bundle {plan.bundle}, this one is {bundle.digest}"
@@ -92,7 +99,12 @@ def needs(plan: Plan) -> tuple[frozenset[int], bool]:
 
 
 def routes(plan: Plan, bundle: Bundle, engine: Engine) -> Routes:
-    """Work out a plan's routes; `check` has passed and the engine has what `needs` says."""
+    """Work out a plan's routes; `check` has passed and the engine has what `needs` says.
+
+    Raises:
+        UnknownRung: the bundle has no such codec for one of the crossing tensors.
+        MissingTool: a codec needs a library that is not installed.
+    """
     config = bundle.config
     inputs = {spec.name for spec in config.inputs}
     found: dict[str, Route] = {}
@@ -100,6 +112,7 @@ def routes(plan: Plan, bundle: Bundle, engine: Engine) -> Routes:
         crossing = config.crossing(rung.cut)
         if not allowed_by_privacy(plan.privacy, rung, reads_input=not inputs.isdisjoint(crossing)):
             continue
+        engine.prepare(rung.codec, crossing)
         version = f"{bundle.version}.{rung.id}"
         path = f"/{plan.application}/v2/models/{config.model.name}/versions/{version}/infer"
         remote = config.remote_outputs(rung.cut)

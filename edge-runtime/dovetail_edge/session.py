@@ -55,6 +55,7 @@ class Session:
         BundleError: not a bundle, or the plan is for another.
         BundleCorrupt: a blob does not have the digest it is named by.
         UnknownRung: the plan allows a rung the bundle does not have.
+        MissingTool: a rung's codec needs a library that is not installed.
         ManifestError: the endpoint is not a URL this edge can call.
     """
 
@@ -74,7 +75,7 @@ class Session:
         self._state, self._threads = state, threads
         if state is not None:
             plan = store.newest(state, plan)
-        check(plan, self.bundle)
+        check(plan, self.bundle, plan)
         self.bundle.verify()
         tail = Tail(endpoint, plan.application, plan.device_class, token)
         hand = Hand(self._routes(plan, None), time.monotonic())
@@ -179,7 +180,7 @@ class Session:
             if plan.generation <= held.plan.generation:
                 return False
             try:
-                check(plan, self.bundle)
+                check(plan, self.bundle, held.plan)
                 found = self._routes(plan, held)
             except DovetailError as error:
                 if plan.generation != self._left:  # it is offered again with every poll

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.tiny_bundle import TinyBundle, rows, write_tiny_bundle
 
-from dovetail.errors import BundleError
+from dovetail.errors import BundleError, ManifestError
 from dovetail_edge.engine import Engine, Smoothed
 from dovetail_edge.route import check, needs
 
@@ -86,6 +86,16 @@ def test_a_smoothed_duration_follows_and_its_spread_shrinks() -> None:
     assert smoothed.mean == pytest.approx(3.0, rel=0.01)
 
 
+@pytest.mark.parametrize("change", [{"device_class": "robot"}, {"deployment": "other/one"}])
+def test_a_plan_of_another_class_or_deployment_is_refused(
+    tiny: TinyBundle, change: dict[str, str]
+) -> None:
+    """An edge follows one deployment's plan for one class."""
+    plan = tiny.plan("cut1")
+    with pytest.raises(ManifestError):
+        check(plan.model_copy(update=change), tiny.bundle, plan)
+
+
 def test_a_plan_whose_rung_is_cut_elsewhere_is_refused(tiny: TinyBundle) -> None:
     """The same id at another cut would send other tensors than the tail expects."""
     plan = tiny.plan("cut1")
@@ -93,4 +103,4 @@ def test_a_plan_whose_rung_is_cut_elsewhere_is_refused(tiny: TinyBundle) -> None
         rung.model_copy(update={"cut": 2}) if rung.id == "cut1" else rung for rung in plan.ladder
     )
     with pytest.raises(BundleError, match="cut1"):
-        check(plan.model_copy(update={"ladder": moved}), tiny.bundle)
+        check(plan.model_copy(update={"ladder": moved}), tiny.bundle, plan)
