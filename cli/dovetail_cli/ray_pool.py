@@ -237,6 +237,9 @@ class RayPool:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self._token,
             "RAY_USAGE_STATS_ENABLED": "0",
+            # Ray gives its workers the lowest priority but four; the device whose tail this is runs
+            # on the same cores at the usual one, and would starve it.
+            "RAY_worker_niceness": "0",
             # Ray swaps a loopback address for the machine's own unless it may not form a cluster;
             # with it, its daemons bind loopback only.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
