@@ -106,10 +106,19 @@ def run(fn: Callable[..., _T], *args: object, limits: Limits) -> tuple[_T, bool]
             ) from error
         if done.returncode != 0 or not answer.is_file():
             raise _crash(done.returncode, done.stderr, limits)
-        kind, value, offline = _Unpickler(io.BytesIO(answer.read_bytes())).load()
+        kind, value, offline = unpickle(answer.read_bytes())
     if kind == "error":
         raise by_code(value[0])(value[1])
     return value, offline
+
+
+def unpickle(data: bytes) -> Any:
+    """Load what a child answered.
+
+    Raises:
+        ModelError: it names code other than our own dataclasses and numpy arrays.
+    """
+    return _Unpickler(io.BytesIO(data)).load()
 
 
 def _crash(code: int, stderr: bytes, limits: Limits) -> DovetailError:
