@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
 
 from dovetail.plan import Fallback
-from dovetail.rules import RULES, Checked, Keyed, Matches, Rule
+from dovetail.rules import RULES, Checked, Keyed, Matches, Rule, without_nulls
 
 DEDICATED: Final = "Dedicated"
 
@@ -50,6 +50,7 @@ def _keys_are_labels(labels: Mapping[str, Any]) -> Mapping[str, Any]:
 NodeLabels = Annotated[
     Mapping[str, LabelValue],
     Field(max_length=16),
+    BeforeValidator(without_nulls),
     AfterValidator(_keys_are_labels),
     WithJsonSchema(
         {

@@ -91,6 +91,15 @@ class Checked(Document):
         return schema
 
 
+def without_nulls(value: Any) -> Any:
+    """A document without the nulls in its objects, which mean "not given"."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value
+
+
 def _read(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_read(item) for item in value)

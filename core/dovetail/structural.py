@@ -21,7 +21,7 @@ from typing import Any, Final
 from pydantic.alias_generators import to_camel
 
 from dovetail.errors import NotStructural
-from dovetail.rules import LIST_KEYS, LIST_TYPE, RULES
+from dovetail.rules import LIST_KEYS, LIST_TYPE, RULES, without_nulls
 
 Schema = dict[str, Any]
 
@@ -147,15 +147,6 @@ def read_docstring(text: str) -> tuple[str, dict[str, str]]:
         elif line.strip() and current:
             attributes[current] += " " + line.strip()
     return prose.strip(), attributes
-
-
-def without_nulls(value: Any) -> Any:
-    """A default without its nulls, which mean "not given"."""
-    if isinstance(value, Mapping):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [without_nulls(item) for item in value]
-    return value
 
 
 def _described(text: str, where: str) -> str:
