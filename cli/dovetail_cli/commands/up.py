@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dovetail.api import load_manifest, seconds
-from dovetail.errors import ManifestError
+from dovetail.errors import UserError
 from dovetail_cli.link import Trace, load_trace, parse_link
 from dovetail_cli.output import Format, OutputOption, show
 
@@ -87,20 +87,23 @@ def command(
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Run a HybridDeployment on this machine, without a cluster, until Ctrl-C."""
-    from dovetail_cli.local.run import Job, run
-
     deployment = load_manifest(file)
     if link is not None and trace is not None:
-        raise ManifestError("--link and --trace both say what the link is; give one of them")
+        raise UserError("--link and --trace both say what the link is; give one of them")
     if compare and drive is None:
-        raise ManifestError("--compare needs requests to compare with: give --drive FILE.npz")
+        raise UserError("--compare needs requests to compare with: give --drive FILE.npz")
+    if report is not None:
+        _check_report(report)
+    shaped, limit = _trace(link, trace), seconds(duration) if duration else None
+    from dovetail_cli.local.run import Job, run  # all of Dovetail: not before the job is right
+
     job = Job(
         manifest=file,
         deployment=deployment,
         state=state or Path(".dovetail") / deployment.key.replace("/", "--"),
-        trace=_trace(link, trace),
+        trace=shaped,
         slowdown=slowdown,
-        duration=seconds(duration) if duration else None,
+        duration=limit,
         report=report,
         port=port,
         model=model,
@@ -111,6 +114,13 @@ def command(
     signal.signal(signal.SIGTERM, _interrupt)
     summary, text = run(job)
     show(summary, output, lambda: text)
+
+
+def _check_report(path: Path) -> None:
+    if path.suffix != ".html":
+        raise UserError(f"--report {path}: the report is a page; give a name that ends in .html")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--report {path}: there is no folder {path.parent}")
 
 
 def _trace(link: str | None, trace: Path | None) -> Trace | None:

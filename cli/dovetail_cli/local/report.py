@@ -13,7 +13,6 @@ from typing import Any
 
 from dovetail.bundle import BundleConfig
 from dovetail.control import State, Terms
-from dovetail.errors import UserError
 from dovetail_cli.local.plots import Timeline, draw_stack, draw_timeline, png, svg
 from dovetail_cli.output import size
 
@@ -35,14 +34,6 @@ _LADDER_NOTE = (
     "<p>Predicted for the link and the speeds at the end of the run. Agreement and error are from "
     "the bundle's proof, over its calibration rows.</p>"
 )
-
-
-def check_report(path: Path) -> None:
-    """Refuse a place that can't be written to, before the run; raises `UserError`."""
-    if path.suffix != ".html":
-        raise UserError(f"--report {path}: the report is a page; give a name that ends in .html")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--report {path}: there is no folder {path.parent}")
 
 
 @dataclass(frozen=True)

@@ -66,10 +66,6 @@ def run(job: Job) -> tuple[dict[str, Any], str]:
     Raises:
         DovetailError: it could not start; nothing is left running.
     """
-    if job.report is not None:
-        from dovetail_cli.local.report import check_report
-
-        check_report(job.report)
     with State(job.state) as state:
         with Steps() as steps:
             bundle, costs, cached = prepare(job.deployment, job.manifest, state, job.model, steps)

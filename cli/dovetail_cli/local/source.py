@@ -51,6 +51,8 @@ def resolve(uri: str, beside: Path, folder: Path, digest: str | None = None) -> 
         if digest is None or not path.is_file():
             _fetch(uri, path)
     if digest is not None and (found := file_digest(path)) != digest:
+        if path.parent == folder:
+            path.unlink()  # or what was fetched wrongly once would be refused for ever
         raise ModelNotReadable(f"{uri} has digest {found}, the manifest expects {digest}")
     return path
 

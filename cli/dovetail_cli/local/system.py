@@ -9,6 +9,7 @@ when a later part did not start.
 """
 
 import logging
+import socket
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from typing import Self
 from dovetail.api import HybridDeployment, seconds
 from dovetail.bundle import Bundle
 from dovetail.control import Terms, terms
-from dovetail.errors import ChildFailed, DovetailError, Unavailable
+from dovetail.errors import ChildFailed, DovetailError, Unavailable, UserError
 from dovetail.ladder import CostProfile
 from dovetail.plan import Plan
 from dovetail.pool import LedgerApp, Replicas, TailApp, serve_config
@@ -156,6 +157,7 @@ class System:
         spec = self.wish.deployment.spec
         self.terms = device_classes(self.wish, self.bundle, self.costs)
         self.hand = SlowHand(self.terms, self.state, seconds(spec.adapt.window), self._publish)
+        ports = self._ports()
         with ExitStack() as stack:
             guard = stack.enter_context(Guard(self.state.folder("run")))
             self._pool = stack.enter_context(
@@ -164,8 +166,8 @@ class System:
             self.hand.keep()
             self._pool.apply(self._serve_config(self.hand.plans))
             endpoint = self._shape(stack, guard)
-            for index, name in enumerate(self.terms):
-                self.edges[name] = self._edge(index, name, endpoint, guard)
+            for name, port in ports.items():
+                self.edges[name] = self._edge(name, port, endpoint, guard)
                 stack.callback(self.edges[name].child.stop)
                 self.edges[name].child.start()
             for edge in self.edges.values():
@@ -230,10 +232,17 @@ class System:
             )
         return f"http://127.0.0.1:{port}"
 
-    def _edge(self, index: int, name: str, endpoint: str, guard: Guard) -> Edge:
+    def _ports(self) -> dict[str, int]:
+        """Each edge's port; one a person asked for is checked before anything starts."""
+        first = self.wish.port
+        return {
+            name: free_port() if first is None else _own_port(first + index)
+            for index, name in enumerate(self.terms)
+        }
+
+    def _edge(self, name: str, port: int, endpoint: str, guard: Guard) -> Edge:
         classes = {item.name: item for item in self.wish.deployment.spec.edge.classes}
         first = next(iter(classes.values()))
-        port = free_port() if self.wish.port is None else self.wish.port + index
         options = {
             "bundle": self.bundle.path,
             "plan": self.state.plan_file(name),
@@ -294,3 +303,16 @@ class System:
         if link != self._shaped.link:
             self._shaped.apply(link)
             self.happened(f"link is now {link}")
+
+
+def _own_port(port: int) -> int:
+    """The port a person asked for; raises `UserError` where somebody has it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"--port: {port} cannot be listened on ({error}); choose another"
+            ) from error
+    return port
