@@ -54,8 +54,14 @@ def unit_tensors(config: BundleConfig, first: int, last: int) -> tuple[list[str]
     return reads, [name for name in written if name in later]
 
 
-def assemble(bundle: Bundle, first: int, last: int) -> bytes:
+def assemble(bundle: Bundle, first: int, last: int, *, sized: bool = True) -> bytes:
     """Build the ONNX model of segments first…last-1 from the bundle's fragments.
+
+    Args:
+        bundle: the bundle.
+        first: first segment.
+        last: one past the last segment.
+        sized: declare the sizes of inputs and outputs, which lets ONNX Runtime optimise more.
 
     The result is a serialised ModelProto whose external data locations are file names in
     `bundle.blob_dir`.
@@ -72,8 +78,8 @@ def assemble(bundle: Bundle, first: int, last: int) -> bytes:
         for group in config.groups
         if any(first <= index < last for index in group.segments)
     ]
-    parts += [_field(_GRAPH_INPUT, _value_info(config.spec(name))) for name in reads]
-    parts += [_field(_GRAPH_OUTPUT, _value_info(config.spec(name))) for name in writes]
+    parts += [_field(_GRAPH_INPUT, _value_info(config.spec(name), sized)) for name in reads]
+    parts += [_field(_GRAPH_OUTPUT, _value_info(config.spec(name), sized)) for name in writes]
     return bundle.read(config.header) + b"".join(_field(_MODEL_GRAPH, part) for part in parts)
 
 
@@ -180,14 +186,22 @@ class SegmentRuntime:
 def _load(bundle: Bundle, options: ort.SessionOptions, first: int, last: int) -> Unit:
     reads, writes = unit_tensors(bundle.config, first, last)
     try:
-        session = ort.InferenceSession(
-            assemble(bundle, first, last), options, providers=["CPUExecutionProvider"]
-        )
+        session = _session(assemble(bundle, first, last), options, f"{first} to {last}")
+    except BundleError:
+        # A branch of an If may fit other sizes than those declared. It is never run, but with
+        # them ONNX Runtime's type inference refuses the whole segment; without, it waits and sees.
+        model = assemble(bundle, first, last, sized=False)
+        session = _session(model, options, f"{first} to {last}")
+    return Unit(first, last, session, tuple(reads), tuple(writes))
+
+
+def _session(model: bytes, options: ort.SessionOptions, which: str) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no public base class
         raise BundleError(
-            f"ONNX Runtime {ort.__version__} refuses segments {first} to {last}: {error}"
+            f"ONNX Runtime {ort.__version__} refuses segments {which}: {error}"
         ) from error
-    return Unit(first, last, session, tuple(reads), tuple(writes))
 
 
 def _run(unit: Unit, env: Mapping[str, Array]) -> Sequence[Any]:
@@ -232,11 +246,13 @@ def _field(number: int, payload: bytes) -> bytes:
     return _varint(number << 3 | 2) + _varint(len(payload)) + payload
 
 
-def _value_info(spec: TensorSpec) -> bytes:
+def _dim(dim: int | str) -> bytes:
+    """What a dimension holds: dim_value = 1 or dim_param = 2."""
+    return _field(2, dim.encode()) if isinstance(dim, str) else b"\x08" + _varint(dim)
+
+
+def _value_info(spec: TensorSpec, sized: bool) -> bytes:
     """A ValueInfoProto: name = 1, type = 2 { tensor_type = 1 { elem_type = 1, shape = 2 } }."""
-    dims = b"".join(
-        _field(1, _field(2, dim.encode()) if isinstance(dim, str) else b"\x08" + _varint(dim))
-        for dim in spec.shape
-    )
+    dims = b"".join(_field(1, _dim(dim) if sized else b"") for dim in spec.shape)
     tensor = b"\x08" + _varint(ONNX_TYPE[spec.dtype]) + _field(2, dims)
     return _field(1, spec.name.encode()) + _field(2, _field(1, tensor))

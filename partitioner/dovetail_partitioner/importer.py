@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
 from dovetail.errors import UnsupportedModel
 from dovetail.tensor import ONNX_TYPE, Array, TensorSpec
@@ -20,7 +20,7 @@ from dovetail_partitioner import sandbox
 from dovetail_partitioner.bind import bind_inputs, fix_batch
 from dovetail_partitioner.graph import Graph
 from dovetail_partitioner.normalise import normalise
-from dovetail_partitioner.onnx_read import all_graphs, model_digest, read_model
+from dovetail_partitioner.onnx_read import all_graphs, bodies, model_digest, read_model
 from dovetail_partitioner.probe import BatchFixed, probe
 from dovetail_partitioner.roles import RANDOM, Roles, assign, shape_values
 from dovetail_partitioner.sandbox import Limits
@@ -199,6 +199,7 @@ def _read(ask: _Request) -> _Found:
     weights = normalise(model, ask.folder, ask.scratch)
     ask = replace(ask, sample=_without_row_axis(model, ask.sample))
     shapes = {name: array.shape for name, array in (ask.sample or {}).items()}
+    free = [ValueInfoProto.FromString(value.SerializeToString()) for value in model.graph.input]
     symbol, notes = bind_inputs(model, ask.bind, ask.batch, shapes)
     why = _why_not_cuttable(model)
     if why is not None:
@@ -211,6 +212,10 @@ def _read(ask: _Request) -> _Found:
         notes = (*notes, f"batch dimension {symbol!r} is bound to 1: {error}")
         symbol = None
         roles = _roles(model, ask, symbol, why)
+    if any(True for node in model.graph.node for _ in bodies(node)):
+        # A branch that is never run may fit other sizes than the bound ones: see runtime._load.
+        for value, declared in zip(model.graph.input, free, strict=True):
+            value.CopyFrom(declared)
     (ask.scratch / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
     return _Found(digest, weights, symbol, why is None, notes, roles)
 
