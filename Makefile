@@ -24,7 +24,7 @@ $(BIN)/uv:
 	$(BIN)/python -m pip install -q --disable-pip-version-check uv
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/uv
-	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]' --group dev
+	$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]' --group dev
 	@touch $@
 
 demo: setup  ## the main job: a real network, a slow device, a link that collapses; the cut moves
