@@ -46,7 +46,7 @@ def main() -> int:
     args = parser.parse_args()
     say(
         f"A document camera asks which way up a page is. Its device is {SLOWDOWN:g} times slower "
-        "than a core of this machine (simulated, by waiting); the link is Wi-Fi (20 Mbit/s, 15 ms),"
+        "than a core of this machine (simulated, by waiting); the link is Wi-Fi (50 Mbit/s, 10 ms),"
         " then poor cellular (0.6 Mbit/s, 80 ms), then Wi-Fi again."
     )
     pages.write(DATA)
