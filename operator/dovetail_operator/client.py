@@ -166,13 +166,24 @@ class Api:
         finally:
             answer.close()
 
-    def apply(self, path: str, body: Json, *, manager: str = MANAGER) -> Json:
-        """Server-side apply, our own fields by force.
+    def apply(self, path: str, body: Json, *, seen: Json | None, manager: str = MANAGER) -> Json:
+        """Server-side apply.
 
-        With `metadata.resourceVersion` in the body it lands only on the object that was read, so a
-        decision made on an old state never overwrites a newer one.
+        Args:
+            path: path of the object or its status.
+            body: our fields and no others.
+            seen: the object that the decision was made on: it lands only on that very version, so
+                it never overwrites a newer one. None where there was none: then fields that
+                somebody else owns are not taken.
+            manager: whose fields they are.
+
+        Raises:
+            Conflict: the object is another version, or somebody else's.
         """
-        params = {"fieldManager": manager, "force": "true"}
+        params = {"fieldManager": manager, "force": "true" if seen else "false"}
+        if seen is not None:
+            version = seen["metadata"]["resourceVersion"]
+            body = {**body, "metadata": {**body["metadata"], "resourceVersion": version}}
         return self._json("PATCH", path, params, body, content="application/apply-patch+yaml")
 
     def create(self, path: str, body: Json) -> Json:

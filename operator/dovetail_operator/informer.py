@@ -47,13 +47,15 @@ class Kind:
         name: plural, for logs and metrics.
         path: path of the collection.
         params: selectors.
-        slim: whether metadata is all that is kept.
+        slim: whether metadata is all that is asked for.
+        keep: fields that are kept; all where none is named.
     """
 
     name: str
     path: str
     params: Mapping[str, Any] = field(default_factory=dict)
     slim: bool = False
+    keep: frozenset[str] = frozenset()
 
 
 class Informer:
@@ -123,7 +125,7 @@ class Informer:
         version = ""
         for page in self._api.pages(self.kind.path, self.kind.params, slim=self.kind.slim):
             self._alive = time.monotonic()
-            items.extend(slim(item) for item in page.get("items") or ())
+            items.extend(slim(item, self.kind.keep) for item in page.get("items") or ())
             version = page["metadata"]["resourceVersion"]
         self.absent = False
         self._replace(items)
@@ -152,7 +154,7 @@ class Informer:
             if event["type"] == "DELETED":
                 self._drop(key_of(item))
             elif event["type"] != "BOOKMARK":
-                self._put(slim(item))
+                self._put(slim(item, self.kind.keep))
             if self._stop.is_set():
                 return
 

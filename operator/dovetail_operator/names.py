@@ -50,10 +50,10 @@ def path_of(item: Mapping[str, Any]) -> str:
     return f"{collection(item['kind'], metadata.get('namespace', ''))}/{metadata['name']}"
 
 
-def child_name(owner: str, role: str, part: str = "") -> str:
-    """`<owner>-<role>-<8 digits>`, at most 63 characters."""
+def child_name(owner: str, role: str, part: str = "", most: int = 63) -> str:
+    """`<owner>-<role>-<8 digits>`, at most so many characters."""
     digits = hashlib.sha256(f"{owner}/{role}/{part}".encode()).hexdigest()[:8]
-    return f"{owner[: 63 - len(role) - 10].rstrip('-')}-{role}-{digits}"
+    return f"{owner[: most - len(role) - 10].rstrip('-')}-{role}-{digits}"
 
 
 def child(kind: str, owner: Mapping[str, Any], role: str, part: str = "") -> Json:

@@ -23,13 +23,14 @@ def key_of(item: Mapping[str, Any]) -> str:
     return f"{metadata.get('namespace', '')}/{metadata['name']}"
 
 
-def slim(item: Json) -> Json:
-    """The object without what nobody here reads."""
+def slim(item: Json, keep: frozenset[str] = frozenset()) -> Json:
+    """The object without what nobody here reads; of its other fields those named, if any are."""
     metadata = {key: value for key, value in item["metadata"].items() if key != "managedFields"}
     if _LAST_APPLIED in metadata.get("annotations", {}):
         kept = {k: v for k, v in metadata["annotations"].items() if k != _LAST_APPLIED}
         metadata["annotations"] = kept
-    return {**item, "metadata": metadata}
+    kept_fields = {key: value for key, value in item.items() if not keep or key in keep}
+    return {**kept_fields, "metadata": metadata}
 
 
 class Store:

@@ -1,0 +1,108 @@
+"""Workers that take keys from a queue and reconcile them; how each ending is treated is here.
+
+A conflict is no error: somebody was faster, and the key comes back soon. What the API server or a
+registry cannot do now comes back later each time. A lost Lease ends the process, because every
+further write would be refused and everything known may be old.
+"""
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Final
+
+from dovetail.errors import DovetailError
+from dovetail_operator.client import ApiError, Conflict, LeaseLost
+from dovetail_operator.metrics import ACTIVE_WORKERS, RECONCILE_SECONDS, RECONCILES, WORK_SECONDS
+from dovetail_operator.workqueue import WorkQueue
+
+log = logging.getLogger("dovetail.operator.controller")
+
+_SOON: Final = 0.5  # seconds after which a conflict is looked at again
+
+
+class Controller:
+    """A queue and its workers.
+
+    Args:
+        name: for logs and metrics.
+        reconcile: does the work of one key.
+        lost: called once the Lease is lost.
+        workers: how many keys at once.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reconcile: Callable[[str], None],
+        lost: Callable[[], None],
+        *,
+        workers: int,
+        queue: WorkQueue,
+    ) -> None:
+        self.queue = queue
+        self._name, self._reconcile, self._lost = name, reconcile, lost
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name}-{index}", daemon=True)
+            for index in range(workers)
+        ]
+
+    def start(self) -> None:
+        """Begin to work; returns at once."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, grace: float) -> None:
+        """Take no more keys and wait until those at hand are done."""
+        self.queue.close()
+        until = time.monotonic() + grace
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def _work(self) -> None:
+        while (key := self.queue.take()) is not None:
+            began = time.monotonic()
+            with ACTIVE_WORKERS.labels(self._name).track_inprogress():
+                try:
+                    self._one(key, began)
+                finally:
+                    self.queue.done(key)
+            WORK_SECONDS.labels(self.queue.name).observe(time.monotonic() - began)
+
+    def _one(self, key: str, began: float) -> None:
+        result, wait = "done", 0.0
+        try:
+            self._reconcile(key)
+            self.queue.forget(key)
+        except LeaseLost:
+            self._lost()
+            return
+        except Conflict as error:
+            result = "conflict"
+            self.queue.add_after(key, _SOON)
+            log.debug("%s", error)
+        except DovetailError as error:
+            result = "error"
+            least = error.retry_after if isinstance(error, ApiError) else 0.0
+            wait = self.queue.retry(key, least)
+            log.warning("%s", error, extra=self._extra(key, result) | {"retry_s": round(wait, 1)})
+        except Exception:
+            result = "error"
+            self.queue.retry(key)
+            log.exception("a reconcile failed", extra=self._extra(key, result))
+        took = time.monotonic() - began
+        RECONCILES.labels(self._name, result).inc()
+        RECONCILE_SECONDS.labels(self._name).observe(took)
+        log.debug("reconciled", extra=self._extra(key, result) | {"duration_s": round(took, 4)})
+
+    def _extra(self, key: str, result: str) -> dict[str, object]:
+        namespace, name = key.split("/", 1)
+        return {
+            "controller": self._name,
+            "namespace": namespace,
+            "object": name,
+            "reconcile_id": uuid.uuid4().hex[:12],
+            "attempt": self.queue.failures(key),
+            "result": result,
+        }

@@ -1,0 +1,155 @@
+"""One operator process: watches always, writes only while it leads.
+
+A standby keeps its stores full, so that taking over is a matter of the Lease alone. A leader that
+loses the Lease ends with exit code 1 and is started again: what it was about to write was decided
+on a state that may be another operator's past.
+"""
+
+import base64
+import hashlib
+import logging
+import os
+import threading
+from typing import Final
+
+from kubernetes.client import ApiClient
+
+from dovetail_operator.client import Absent, Api, Conflict, Json
+from dovetail_operator.config import Config
+from dovetail_operator.controller import Controller
+from dovetail_operator.desired import token_secret
+from dovetail_operator.events import Events
+from dovetail_operator.hands import Hands
+from dovetail_operator.lease import Lease, Terms
+from dovetail_operator.moving import Ledger, Mover
+from dovetail_operator.names import collection
+from dovetail_operator.pools import Pools
+from dovetail_operator.reconcile import Reconciler
+from dovetail_operator.registry import RegistryReader
+from dovetail_operator.workqueue import WorkQueue
+from dovetail_operator.world import POOL, World
+
+log = logging.getLogger("dovetail.operator")
+
+LEASE: Final = "dovetail-operator"
+_WORKERS: Final = 12
+_POOL_WORKERS: Final = 4
+_GATHER: Final = 0.3  # seconds in which changes of a pool's members become one write
+_GRACE: Final = 5.0  # shorter than the Lease is sure for
+
+
+class Operator:
+    """Everything that one process runs.
+
+    Args:
+        client: the connection to the API server.
+        config: what the chart decides.
+        namespace: the only namespace to watch; empty for all.
+        identity: who this process is.
+        terms: how long the Lease lasts.
+    """
+
+    def __init__(
+        self, client: ApiClient, config: Config, *, namespace: str, identity: str, terms: Terms
+    ) -> None:
+        self._api, self._config = Api(client), config
+        self._hybrids, self._pools = WorkQueue("hybriddeployment"), WorkQueue("pool")
+        self.world = World(
+            self._api, config, namespace, hybrid=self._hybrids.add, pool=self._pool_changed
+        )
+        path = collection("Lease", config.namespace)
+        self.lease = Lease(self._api, path, LEASE, identity, terms)
+        self._identity = identity
+        self._stop: list[Controller] = []
+        self._mover: Mover | None = None
+
+    def run(self) -> int:
+        """Run until stopped; returns the exit code."""
+        self.world.start()
+        kept = self.lease.run(self._lead)
+        if not kept:
+            log.error("the Lease is lost; ending")
+            return 1
+        if self._mover is not None:
+            self._mover.stop()
+        for controller in self._stop:
+            controller.stop(_GRACE)
+        self.lease.release()
+        self.world.stop()
+        return 0
+
+    def stop(self) -> None:
+        """Let `run` return once the work at hand is done."""
+        self.lease.stop()
+
+    def _pool_changed(self, key: str) -> None:
+        self._pools.add_after(key, _GATHER)
+
+    def _lead(self) -> None:
+        """Begin to write; called once, when the Lease is held."""
+        threading.Thread(target=self._work, name="work", daemon=True).start()
+
+    def _work(self) -> None:
+        try:
+            for informer in self.world.informers.values():
+                informer.synced.wait()
+            self._begin()
+        except Exception:
+            log.exception("the operator cannot begin")
+            os._exit(1)
+
+    def _begin(self) -> None:
+        api, config = self._api.fenced(self.lease.remaining), self._config
+        path = f"{collection('ConfigMap', config.namespace)}/{config.release}"
+        release = api.get(path) | {"apiVersion": "v1", "kind": "ConfigMap"}
+        token = ledger_token(api, release)
+        hands, events = Hands(), Events(api, self._identity)
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        pools = Pools(api, self.world, release, digest, self._hybrids.add)
+        self._mover = Mover(self.world, hands, Ledger(token), self._hybrids.add)
+        reconciler = Reconciler(
+            api,
+            self.world,
+            RegistryReader(config.registry),
+            hands=hands,
+            pools=pools,
+            mover=self._mover,
+            events=events,
+        )
+        self._stop = [
+            Controller(
+                "hybriddeployment",
+                reconciler.reconcile,
+                self._lost,
+                workers=_WORKERS,
+                queue=self._hybrids,
+            ),
+            Controller(
+                "pool", pools.reconcile, self._lost, workers=_POOL_WORKERS, queue=self._pools
+            ),
+        ]
+        for key in self.world.stores["HybridDeployment"].values(POOL):
+            self._pools.add(key)
+        for key in self.world.stores["RayService"].keys():  # noqa: SIM118  a store is no dict
+            self._pools.add(key)
+        for controller in self._stop:
+            controller.start()
+        self._mover.run(pools, events)
+
+    def _lost(self) -> None:
+        log.error("the Lease is lost; ending")
+        os._exit(1)
+
+
+def ledger_token(api: Api, release: Json) -> str:
+    """The token with which the operator reads ledgers, made once and kept in a Secret."""
+    body = token_secret(release, "ledger")
+    path = collection("Secret", release["metadata"]["namespace"])
+    try:
+        found = api.get(f"{path}/{body['metadata']['name']}")
+    except Absent:
+        try:
+            found = api.create(path, body)
+        except Conflict:
+            found = api.get(f"{path}/{body['metadata']['name']}")
+    return base64.b64decode(found["data"]["token"]).decode()
