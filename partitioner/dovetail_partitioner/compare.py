@@ -151,13 +151,18 @@ class _Comparison:
         }
 
     def add(self, row: Row, want: Answers) -> None:
-        for cut, env in walk(self._config, self._runtime, row):
-            tried: list[tuple[dict[str, Array], Answers]] = []
-            for rung, codec in self._at.get(cut, ()):
-                received = self._received(env, cut, codec)
-                # Codecs that differ only in their packing give the tail the same tensors.
-                known = (made for sent, made in tried if _equal(sent, received))
-                got = next(known, None) or self._answers(env, cut, received)
+        envs = dict(walk(self._config, self._runtime, row))
+        whole = envs[len(self._config.segments)]
+        for cut, rungs in self._at.items():
+            names = self._config.crossing(cut)
+            # The same tensors through the same sessions give the same answers: a tail runs once
+            # for codecs that differ in their packing only, and not at all where nothing is lost.
+            tried = [({name: envs[cut][name] for name in names}, whole)]
+            for rung, codec in rungs:
+                sent = tuple(self._codecs.pack(codec, envs[cut], names))
+                received = self._codecs.unpack(codec, names, sent)
+                known = (made for seen, made in tried if _equal(seen, received))
+                got = next(known, None) or self._answers(envs[cut], cut, received)
                 tried.append((received, got))
                 for tally in self._tallies[rung]:
                     tally.add(want[tally.spec.name], got.get(tally.spec.name))
@@ -168,10 +173,6 @@ class _Comparison:
             errors={t.spec.name: t.error for t in tallies if t.spec.dtype in FLOATS},
             agree={t.spec.name: t.share for t in tallies if t.compared},
         )
-
-    def _received(self, env: Mapping[str, Array], cut: int, codec: str) -> dict[str, Array]:
-        names = self._config.crossing(cut)
-        return self._codecs.unpack(codec, names, tuple(self._codecs.pack(codec, env, names)))
 
     def _answers(
         self, env: Mapping[str, Array], cut: int, received: Mapping[str, Array]

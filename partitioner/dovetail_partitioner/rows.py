@@ -10,6 +10,7 @@ fail. So the largest value each one takes is found by trying.
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from dovetail_partitioner.whole import Model, Row
 Calibration = Path | Mapping[str, Array]
 
 GENERATED = 8  # enough to show variation; more would only take longer
+_SLOWER = 10  # times slower than with small values: a value that is a size, not a choice
 _BOUNDS = (2, 16, 128, 256, 1_000, 5_000, 10_000, 20_000, 30_000, 50_000)
 
 
@@ -211,7 +213,7 @@ def _integer_bounds(specs: Sequence[TensorSpec], model: Model) -> dict[str, int]
     """The largest value, plus one, that each integer input was seen to take."""
     rng = np.random.default_rng(0)
     base = {spec.name: _made_up(spec, None, {}, rng) for spec in specs}
-    _try(model, base, "rows of zeros and noise")
+    patience = 0.1 + _SLOWER * _tried(model, base, "rows of zeros and noise")
     bounds = {}
     for spec in specs:
         if not _is_free_integer(spec):
@@ -219,21 +221,28 @@ def _integer_bounds(specs: Sequence[TensorSpec], model: Model) -> dict[str, int]
         bounds[spec.name] = 1
         for bound in (b for b in _BOUNDS if b - 1 <= np.iinfo(spec.dtype).max):
             full = np.full_like(base[spec.name], bound - 1)
+            begin = time.perf_counter()
             try:
                 model({**base, spec.name: full})
             except DovetailError:
                 break
             bounds[spec.name] = bound
+            if time.perf_counter() - begin > patience:
+                break  # it counts something, such as rounds of a loop or elements of a shape
     return bounds
 
 
-def _try(model: Model, row: Row, what: str) -> None:
+def _tried(model: Model, row: Row, what: str) -> float:
+    """Seconds the second run of a row takes."""
     try:
+        model(row)
+        begin = time.perf_counter()
         model(row)
     except DovetailError as error:
         raise CalibrationError(
             f"the model does not run on made-up {what}: {error}; give real ones with --calibration"
         ) from error
+    return time.perf_counter() - begin
 
 
 def _is_free_integer(spec: TensorSpec) -> bool:
