@@ -10,7 +10,6 @@ fail. So the largest value each one takes is found by trying.
 """
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,11 @@ from numpy.typing import NDArray
 from dovetail.bundle import Image
 from dovetail.errors import CalibrationError, DovetailError, InvalidTensor
 from dovetail.tensor import FLOATS, Array, TensorSpec
-from dovetail_partitioner.whole import Model, Row
+from dovetail_partitioner.whole import Answers, Model, Row
 
 Calibration = Path | Mapping[str, Array]
 
 GENERATED = 8  # enough to show variation; more would only take longer
-_SLOWER = 10  # times slower than with small values: a value that is a size, not a choice
 _BOUNDS = (2, 16, 128, 256, 1_000, 5_000, 10_000, 20_000, 30_000, 50_000)
 
 
@@ -213,7 +211,7 @@ def _integer_bounds(specs: Sequence[TensorSpec], model: Model) -> dict[str, int]
     """The largest value, plus one, that each integer input was seen to take."""
     rng = np.random.default_rng(0)
     base = {spec.name: _made_up(spec, None, {}, rng) for spec in specs}
-    patience = 0.1 + _SLOWER * _tried(model, base, "rows of zeros and noise")
+    shapes = _shapes(_tried(model, base))
     bounds = {}
     for spec in specs:
         if not _is_free_integer(spec):
@@ -221,28 +219,27 @@ def _integer_bounds(specs: Sequence[TensorSpec], model: Model) -> dict[str, int]
         bounds[spec.name] = 1
         for bound in (b for b in _BOUNDS if b - 1 <= np.iinfo(spec.dtype).max):
             full = np.full_like(base[spec.name], bound - 1)
-            begin = time.perf_counter()
             try:
-                model({**base, spec.name: full})
+                made = model({**base, spec.name: full})
             except DovetailError:
                 break
+            if _shapes(made) != shapes:
+                break  # it is a size, not a choice: larger ones only cost memory
             bounds[spec.name] = bound
-            if time.perf_counter() - begin > patience:
-                break  # it counts something, such as rounds of a loop or elements of a shape
     return bounds
 
 
-def _tried(model: Model, row: Row, what: str) -> float:
-    """Seconds the second run of a row takes."""
+def _tried(model: Model, row: Row) -> Answers:
     try:
-        model(row)
-        begin = time.perf_counter()
-        model(row)
+        return model(row)
     except DovetailError as error:
         raise CalibrationError(
-            f"the model does not run on made-up {what}: {error}; give real ones with --calibration"
+            f"the model does not run on made-up rows: {error}; give real ones with --calibration"
         ) from error
-    return time.perf_counter() - begin
+
+
+def _shapes(answers: Answers) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in answers.items()}
 
 
 def _is_free_integer(spec: TensorSpec) -> bool:

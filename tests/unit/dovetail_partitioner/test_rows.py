@@ -145,6 +145,19 @@ def test_made_up_integers_stay_below_what_the_model_takes() -> None:
     assert all((row["attention_mask"] == 1).all() for row in rows)
 
 
+def test_an_integer_that_is_a_size_stays_small() -> None:
+    """A value that decides how large an answer is must not be tried up to 50 000."""
+    tried = []
+
+    def model(row: dict[str, Array]) -> dict[str, Array]:
+        tried.append(int(row["ids"].max()))
+        return {"y": np.zeros(tried[-1] + 1)}
+
+    generated_rows([IDS], None, "sha256:a", model)
+
+    assert max(tried) == 1
+
+
 def test_a_model_that_takes_no_made_up_row_asks_for_real_ones() -> None:
     """Where trying fails the error says how to give rows."""
 
