@@ -20,7 +20,7 @@ power of two to sum to less than 2^29, with one capacity above that sum for "for
 larger than what the block can still gain is clipped there: no useful cut pays it, and the scale is
 left to what matters.
 
-The structure depends on the graph alone and is built once; a solve only fills in capacities.
+The arcs depend on the graph alone and are laid out once; a solve only prices those it needs.
 
 References: Picard, "Maximal Closure of a Graph", 1976; Dinic, 1970; the gates are the vertices
 that are comparable to all in the order of the DAG.
@@ -105,7 +105,7 @@ class _Layout:
         return index[(reach <= index) & (depend >= index)]
 
     def _arcs(self) -> None:
-        """Arcs of all blocks in one network, each with its reverse, sorted.
+        """Arcs of the blocks' networks; source and sink are common to all.
 
         Priced arcs come in four families: source to op, op to sink, maker (or source) to the
         tensor's vertex, maker to sink for tensors that are read behind the block.
@@ -120,17 +120,17 @@ class _Layout:
         self.source, self.sink = self.ops + len(pair), self.ops + len(pair) + 1
         start = np.where(inside, self.maker[pair[:, 0]], self.source)
         leaving = np.flatnonzero(self._leaves())
-        self.arc_tail = np.concatenate(
+        self.tail = np.concatenate(
             [np.full(len(ops), self.source), ops, start, self.maker[leaving]]
         )
-        self.arc_head = np.concatenate(
+        self.head = np.concatenate(
             [ops, np.full(len(ops), self.sink), vertex, np.full(len(leaving), self.sink)]
         )
         self.arc_block = np.concatenate(
             [self.block[ops], self.block[ops], pair[:, 1], self.block[self.maker[leaving]]]
         )
         self.priced_ops, self.priced_tensors = ops, np.concatenate([pair[:, 0], leaving])
-        self._lay_out(*self._forbidden(pair, vertex))
+        self._forbid(pair, vertex)
 
     def _made_inside(self, tensor: Ints, block: Ints) -> Mask:
         """Whether a tensor is made by an inner op of the block."""
@@ -142,7 +142,7 @@ class _Layout:
         exit_gate = self.gates[np.minimum(self.block[self.maker] + 1, len(self.gates) - 1)]
         return (self.maker >= 0) & self.inner[self.maker] & (self.last >= exit_gate)
 
-    def _forbidden(self, pair: Ints, vertex: Ints) -> tuple[Ints, Ints]:
+    def _forbid(self, pair: Ints, vertex: Ints) -> None:
         """Arcs that no cut may cross: tensor to reader, and reader to maker."""
         blocks = len(self.gates)
         keys = pair[:, 0] * blocks + pair[:, 1]
@@ -153,20 +153,12 @@ class _Layout:
         known = place < len(keys)
         found[known] = keys[place[known]] == wanted[known]
         inside = used & self._made_inside(self.read, self.block[self.reader])
-        tail = np.concatenate([vertex[place[found]], self.reader[inside]])
-        head = np.concatenate([self.reader[used][found], self.maker[self.read[inside]]])
-        return tail, head
-
-    def _lay_out(self, tail: Ints, head: Ints) -> None:
-        size = self.sink + 1
-        tails, heads = np.concatenate([self.arc_tail, tail]), np.concatenate([self.arc_head, head])
-        keys = np.concatenate([tails * size + heads, heads * size + tails])
-        unique, slot = np.unique(keys, return_inverse=True)
-        self.slot = slot[: len(self.arc_tail)]
-        self.forbidden = slot[len(self.arc_tail) : len(tails)]
-        self.indices = (unique % size).astype(np.int32)
-        self.indptr = np.searchsorted(unique // size, np.arange(size + 1)).astype(np.int32)
-        self.size = size
+        closure = np.stack([self.reader[inside], self.maker[self.read[inside]]], axis=1)
+        closure = np.unique(closure, axis=0)  # an op may read two tensors of one maker
+        readers = self.reader[used][found]
+        self.forbidden_tail = np.concatenate([vertex[place[found]], closure[:, 0]])
+        self.forbidden_head = np.concatenate([readers, closure[:, 1]])
+        self.forbidden_block = self.block[self.forbidden_head]
 
 
 class MinCut:
@@ -272,17 +264,24 @@ class MinCut:
                 prices.up[at.priced_tensors],
             ]
         )
-        data = np.zeros(len(at.indices), dtype=np.int64)
-        np.add.at(data, at.slot, _scaled(np.minimum(cost, slack[at.arc_block])))
-        data[at.forbidden] = _FORBIDDEN
-        network = csr_array((data.astype(np.int32), at.indices, at.indptr), (at.size, at.size))
-        flow = maximum_flow(network, at.source, at.sink)
-        left = csr_array(network - flow.flow)  # a copy: the layout's own arrays stay as they are
+        live, held = slack[at.arc_block] > 0, slack[at.forbidden_block] > 0
+        priced = _scaled(np.minimum(cost, slack[at.arc_block])[live])
+        tail = np.concatenate([at.tail[live], at.forbidden_tail[held]])
+        head = np.concatenate([at.head[live], at.forbidden_head[held]])
+        ends, place = np.unique(
+            np.concatenate([tail, head, [at.source, at.sink]]), return_inverse=True
+        )
+        forbidden = np.full(int(held.sum()), _FORBIDDEN)
+        data = np.concatenate([priced, forbidden]).astype(np.int32)
+        arcs = (data, (place[: len(tail)], place[len(tail) : -2]))
+        network = csr_array(arcs, shape=(len(ends), len(ends)))  # sums arcs that coincide
+        source, sink = len(ends) - 2, len(ends) - 1
+        left = csr_array(network - maximum_flow(network, source, sink).flow)
         left.eliminate_zeros()
-        reached = breadth_first_order(left, at.source, return_predecessors=False)
-        side = np.zeros(at.size, dtype=np.bool_)
-        side[reached] = True
-        paid = side[at.arc_tail] & ~side[at.arc_head]
+        reached = breadth_first_order(left, source, return_predecessors=False)
+        side = np.zeros(at.sink + 1, dtype=np.bool_)
+        side[ends[reached]] = True
+        paid = live & side[at.tail] & ~side[at.head]
         value = np.zeros(len(slack), dtype=np.float64)
         np.add.at(value, at.arc_block[paid], cost[paid])
         return side[: at.ops], value
