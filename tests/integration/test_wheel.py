@@ -45,7 +45,8 @@ def installed(python):
 def imports(python, modules):
     """Import modules in a folder that is not the checkout."""
     code = "; ".join(f"import {module}" for module in modules)
-    return subprocess.run([python, "-c", code], cwd="/", capture_output=True, text=True, check=False)
+    command = [python, "-c", code]
+    return subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
 
 
 def test_the_edge_extra_installs_and_imports_without_torch_ray_or_kubernetes(tmp_path, wheel):
