@@ -12,6 +12,7 @@ from dovetail.errors import (
     BundleCorrupt,
     DovetailError,
     ExternalDataError,
+    MissingTool,
     ProofVacuous,
     UnboundShape,
 )
@@ -23,6 +24,16 @@ _HINTS: dict[type[DovetailError], str] = {
     ProofVacuous: "give real rows with --calibration FILE.npz",
     ExternalDataError: "keep the weight files in the folder of the model, under their own names",
     BundleCorrupt: "make the bundle again with `dovetail partition MODEL --bundle DIR`",
+}
+
+# What each command needs beside the base, as a person installs it.
+_EXTRAS = {
+    "inspect": "partitioner",
+    "partition": "partitioner",
+    "verify": "partitioner",
+    "run": "partitioner",
+    "up": "edge,serving,partitioner",
+    "infer": "edge",
 }
 
 app = typer.Typer(
@@ -50,6 +61,13 @@ def main() -> None:
         if hint:
             note(f"hint: {hint}")
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if (error.name or "dovetail").startswith("dovetail"):
+            raise  # a fault of ours, not something the user left out
+        command = next((word for word in sys.argv[1:] if word in _EXTRAS), "up")
+        note(f"error: `dovetail {command}` needs {error.name}, which is not installed")
+        note(f"hint: pip install 'dovetail[{_EXTRAS[command]}]'")
+        sys.exit(MissingTool.exit_code)
 
 
 if __name__ == "__main__":
