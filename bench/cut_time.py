@@ -168,11 +168,11 @@ class _Steps:
         self._begin = self._since = time.perf_counter()
         self._step, self._taken = "", dict[str, float]()
 
-    def __call__(self, step: str, _done: int, _total: int) -> None:
+    def __call__(self, part: str, done: int, total: int) -> None:  # noqa: ARG002  a protocol
         """Count the time since the last report to the step that was under way."""
         now = time.perf_counter()
         self._taken[self._step] = self._taken.get(self._step, 0.0) + now - self._since
-        self._step, self._since = step, now
+        self._step, self._since = part, now
 
     def end(self) -> dict[str, float]:
         """Seconds by step."""

@@ -1,19 +1,21 @@
 """Cutting beside `onnx.utils.extract_model` and `ssp4onnx`, on the networks of the onnx wheel.
 
+Each network is given as shipped (IR version 3, generators in place of weights, inputs that are
+weights), with drawn weights in that old form, and with drawn weights as exporters write them now.
 Each tool gets the same file and makes the same number of parts where it can. Dovetail finds the
 cuts (seconds per op are given: uniform, since only the work of cutting is timed) and writes the
 segments. `extract_model` finds none: it is called once a part with the boundaries that Dovetail
 found. `ssp4onnx` cuts by weight size only: it is asked for the model's weights over the number of
 parts. Timed is reading, cutting and writing in a warm process, without starting Python. Bytes are
-all files written over the model's file, or, for networks as shipped, whose file holds generators
-in place of weights, over that small file too. Equality: the parts run one after the other in ONNX
+all files written over the model's file. Equality: the parts run one after the other in ONNX
 Runtime, graph optimisation off, on a real photo, against the uncut file run the same way.
 
-`ssp4onnx` pins an older onnx, so it runs in an environment of its own.
+`ssp4onnx` pins an older onnx, so it runs in an environment of its own, with what it asks for.
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +44,8 @@ from dovetail_partitioner.search import search
 _PEER = "ssp4onnx==1.0.4"
 _QUICK = ("squeezenet", "inception_v1", "resnet50")
 _OP_SECONDS = 1e-4
+_SHIPPED, _DRAWN, _MODERN = "as shipped", "drawn weights", "drawn weights, modern form"
+_MODERN_IR = 8
 
 Feed = Mapping[str, Array]
 
@@ -70,14 +74,20 @@ def run(context: Context) -> Result:
     peer = _environment(context)
     names = _QUICK if context.quick else light.NAMES
     found: dict[str, dict[str, Outcome]] = {}
+    sizes: dict[str, int] = {}
     for name in names:
-        for kind, path in (("shipped", light.shipped(name)), ("drawn weights", light.seeded(name))):
-            context.say(f"{name}, {kind}")
-            feed = light.rows(name)[0]
-            found[f"{name}, {kind}"] = _all_tools(path, feed, context.scratch, peer)
-    tables = tuple(_table(tool, found) for tool in ("dovetail", "extract_model", "ssp4onnx"))
+        feed, modern = light.rows(name)[0], context.scratch / f"{name}.onnx"
+        _modernise(light.seeded(name), modern)
+        forms = {_SHIPPED: light.shipped(name), _DRAWN: light.seeded(name), _MODERN: modern}
+        for form, path in forms.items():
+            context.say(f"{name}, {form}")
+            case = f"{name}, {form}"
+            found[case] = _all_tools(path, feed, context.scratch, peer)
+            sizes[case] = path.stat().st_size
+        modern.unlink()
+    tables = tuple(_table(tool, found, sizes) for tool in ("dovetail", "extract_model", "ssp4onnx"))
     return Result(
-        figures=_figures(found),
+        figures=_figures(found, sizes),
         tables=tables,
         data={
             case: {tool: vars(outcome) for tool, outcome in by_tool.items()}
@@ -173,6 +183,17 @@ def _tried(
         shutil.rmtree(out)
 
 
+def _modernise(old: Path, new: Path) -> None:
+    """The same network as exporters write it now: weights are no inputs."""
+    model = onnx.load(old)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    model.ir_version = _MODERN_IR
+    onnx.save(model, new)
+
+
 def _whole(path: Path, feed: Feed) -> dict[str, Array]:
     return _chained([path], feed)
 
@@ -198,7 +219,9 @@ def _error(answers: Feed, whole: Feed) -> float:
     return max(float(np.abs(answers[name] - whole[name]).max()) for name in wanted)
 
 
-def _figures(found: Mapping[str, Mapping[str, Outcome]]) -> tuple[Figure, ...]:
+def _figures(
+    found: Mapping[str, Mapping[str, Outcome]], sizes: Mapping[str, int]
+) -> tuple[Figure, ...]:
     figures = []
     for tool in ("dovetail", "extract_model", "ssp4onnx"):
         outcomes = [by_tool[tool] for by_tool in found.values()]
@@ -213,24 +236,21 @@ def _figures(found: Mapping[str, Mapping[str, Outcome]]) -> tuple[Figure, ...]:
             Figure.of(f"{tool}: slowest cut", Interval.exact(slowest), "s"),
         ]
     ratios = {
-        case: by_tool["dovetail"].bytes / _file_of(case).stat().st_size
+        case: by_tool["dovetail"].bytes / sizes[case]
         for case, by_tool in found.items()
-        if "drawn" in case
+        if _SHIPPED not in case
     }
     worst = max(ratios, key=lambda case: ratios[case])
     bytes_promise = "bundle bytes over the model's file, worst network with drawn weights"
     return (*figures, Figure.of(bytes_promise, Interval.exact(ratios[worst]), "x", 1.01, worst))
 
 
-def _file_of(case: str) -> Path:
-    name, _, kind = case.partition(", ")
-    return light.shipped(name) if kind == "shipped" else light.seeded(name)
-
-
-def _table(tool: str, found: Mapping[str, Mapping[str, Outcome]]) -> Table:
+def _table(
+    tool: str, found: Mapping[str, Mapping[str, Outcome]], sizes: Mapping[str, int]
+) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for case, by_tool in found.items():
-        outcome, size = by_tool[tool], _file_of(case).stat().st_size
+        outcome, size = by_tool[tool], sizes[case]
         error = "no parts" if not outcome.parts else "does not run"
         shown = error if outcome.error is None else f"{outcome.error:.3g}"
         rows.append(
@@ -268,4 +288,6 @@ def _size(folder: Path) -> int:
 
 
 def _first_line(problem: Exception) -> str:
-    return f"{type(problem).__name__}: {problem}".splitlines()[0]
+    """What went wrong in a line, without the paths of this machine."""
+    line = f"{type(problem).__name__}: {problem}".splitlines()[0]
+    return re.sub(r"(Load model from )?/\S+\.onnx( failed:)?\s*", "", line)
