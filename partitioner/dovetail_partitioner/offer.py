@@ -36,7 +36,7 @@ class Offer:
         while True:
             usable = Ladder(rungs=tuple(r for r in ladder.rungs if r.id not in self.dropped))
             if repeatable:
-                choice = choose(usable, count, always)
+                choice = choose(usable, always)
                 chosen, self.regret = choice.rungs, choice.regret
             todo = {
                 r.id: (r.cut, r.codec) for r in usable.rungs if r.id in chosen - self.effects.keys()

@@ -3,8 +3,8 @@
 A rung is a cut and a codec. Six segments and eight codecs make fifty of them, and most are never
 the best choice for anyone, or by so little that nobody could measure it. What is kept is a small
 set that leaves nobody worse off by more than 2 %: whether they want least latency or most
-throughput, whether raw input may leave the device, and whether the device holds the whole model or
-only its first segments.
+throughput, and whether or not raw input may leave the device. Fewer rungs are faster ones, too:
+segments that no rung separates run as one session.
 """
 
 from collections.abc import Collection, Mapping
@@ -78,18 +78,16 @@ class Choice:
     regret: float
 
 
-def choose(ladder: Ladder, segments: int, always: Collection[str]) -> Choice:
+def choose(ladder: Ladder, always: Collection[str]) -> Choice:
     """Choose few rungs that are within 2 % of the best for everyone, everywhere in the sweep.
 
-    Everyone: least latency or most throughput; raw input that may or may not leave the device;
-    every depth of cut a device may be limited to.
+    Everyone: least latency or most throughput; raw input that may or may not leave the device.
 
     Args:
         ladder: every rung that may be offered.
-        segments: how many segments the model has.
         always: rungs that are offered whatever they cost.
     """
-    losses = _losses(ladder, segments)
+    losses = _losses(ladder)
     near = losses <= _NEAR
     picked = [i for i, rung in enumerate(ladder.rungs) if rung.id in always]
     open_points = ~near[picked].any(axis=0)
@@ -102,7 +100,7 @@ def choose(ladder: Ladder, segments: int, always: Collection[str]) -> Choice:
     return Choice(frozenset(ladder.rungs[i].id for i in picked), regret)
 
 
-def _losses(ladder: Ladder, segments: int) -> Times:
+def _losses(ladder: Ladder) -> Times:
     """[rungs, points] how much worse than the point's best a rung is; infinite if not allowed.
 
     A point is a goal, a range of cuts that is allowed, and conditions.
@@ -112,12 +110,9 @@ def _losses(ladder: Ladder, segments: int) -> Times:
     points = []
     for score in (_latency, _period):
         times = np.array([[score(rung, at) for at in conditions] for rung in ladder.rungs])
-        for deepest in range(segments + 1):
-            for shallowest in (0, 1):
-                inside = (shallowest <= cuts) & (cuts <= deepest)
-                if inside.any():
-                    allowed = np.where(inside[:, None], times, np.inf)
-                    points.append(allowed / allowed.min(axis=0) - 1.0)
+        for shallowest in (0, 1):
+            allowed = np.where((cuts >= shallowest)[:, None], times, np.inf)
+            points.append(allowed / allowed.min(axis=0) - 1.0)
     return np.concatenate(points, axis=1)
 
 

@@ -21,7 +21,13 @@ from dovetail.errors import (
     ProofVacuous,
 )
 from dovetail.ladder import Ladder
-from dovetail_partitioner.partition import COSTS_FILE, Options, PartitionResult, partition
+from dovetail_partitioner.partition import (
+    COSTS_FILE,
+    Options,
+    PartitionResult,
+    partition,
+    write_costs,
+)
 from dovetail_partitioner.verify import RungCheck, verify
 
 OPTIONS = Options(image=Image(input="x"), max_segments=4)
@@ -148,13 +154,26 @@ def sequence_model() -> bytes:
 
 
 def test_a_codec_beyond_quality_is_not_offered_and_the_reason_is_kept(tmp_path: Path) -> None:
-    """A device that holds nothing would send int8; with hardly any error allowed it may not."""
-    strict = Options(quality=Quality(max_error=1e-6), codecs=("raw", "int8"))
+    """int8 wins on a slow link; where hardly any error is allowed it is not on the ladder."""
+    codecs = ("raw", "int8")
+    strict = Options(quality=Quality(max_error=1e-6), codecs=codecs)
+    quick = partition(sequence_model(), tmp_path / "quick", options=Options(codecs=codecs))
+    # The same cuts, 5 ms a segment: on a slow link a slow device sends its input, as few bytes.
+    times = tuple(5e-3 for _ in quick.costs.segments)
+    slow = quick.costs.model_copy(update={"segments": times})
+    write_costs(tmp_path / "slow.json", slow)
 
-    free = partition(sequence_model(), tmp_path / "free")
-    held = partition(sequence_model(), tmp_path / "held", options=strict)
+    free = partition(
+        sequence_model(),
+        tmp_path / "free",
+        costs=tmp_path / "slow.json",
+        options=Options(codecs=codecs),
+    )
+    held = partition(
+        sequence_model(), tmp_path / "held", costs=tmp_path / "slow.json", options=strict
+    )
 
-    assert any("int" in rung.codec for rung in free.ladder.rungs)
+    assert "cloud-int8" in free.ladder.ids()
     assert {rung.codec for rung in held.ladder.rungs} == {"raw"}
     assert "at most 1e-06 wanted" in held.proof.dropped["cloud-int8"]
 
