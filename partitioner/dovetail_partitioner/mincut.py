@@ -13,7 +13,8 @@ long as the model is deep, and Dinic's algorithm pays for each length: 10 000 op
 most models have *gates*: ops that are ancestor or descendant of every other op. A downset either
 holds a gate and all before it or neither it nor anything after it, so every cut lies between two
 neighbouring gates, and the network falls apart into small independent ones, solved in one call.
-And blocks that cannot beat the best prefix of the op order are left out beforehand.
+The best prefix of the op order gives a bound: blocks that cannot beat it are left out, and within
+the others, ops that only a tensor too dear to send would part are joined.
 
 scipy's maximum flow counts in int32 and overflows without a word. So capacities are scaled by a
 power of two to sum to less than 2^29, with one capacity above that sum for "forbidden". A capacity
@@ -32,7 +33,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+from scipy.sparse.csgraph import breadth_first_order, connected_components, maximum_flow
 
 from dovetail_partitioner.graph import Graph
 
@@ -42,6 +43,7 @@ Mask = NDArray[np.bool_]
 
 _SUM: Final = 1 << 29
 _FORBIDDEN: Final = 1 << 30
+_NOISE: Final = 1e-12  # share of a price below which a gain is rounding
 
 
 @dataclass(frozen=True)
@@ -204,9 +206,10 @@ class MinCut:
         )
         least = self._outside_blocks(prices) + inner
         slack = bound - least
+        slack[slack <= _NOISE * bound] = 0.0
         if not np.any(slack > 0):
             return chosen
-        edge_side, value = self._solve_blocks(prices, shared, np.maximum(slack, 0.0))
+        edge_side, value = self._solve_blocks(prices, shared, slack)
         total = np.where(slack > 0, least + value, np.inf)
         block = int(np.argmin(total))
         if total[block] < bound:
@@ -264,27 +267,48 @@ class MinCut:
                 prices.up[at.priced_tensors],
             ]
         )
-        live, held = slack[at.arc_block] > 0, slack[at.forbidden_block] > 0
-        priced = _scaled(np.minimum(cost, slack[at.arc_block])[live])
+        bound = slack[at.arc_block]
+        live, held = bound > 0, slack[at.forbidden_block] > 0
         tail = np.concatenate([at.tail[live], at.forbidden_tail[held]])
         head = np.concatenate([at.head[live], at.forbidden_head[held]])
-        ends, place = np.unique(
-            np.concatenate([tail, head, [at.source, at.sink]]), return_inverse=True
+        firm = np.concatenate(
+            [cost[live] >= bound[live], np.full(int(held.sum()), fill_value=True)]
         )
-        forbidden = np.full(int(held.sum()), _FORBIDDEN)
-        data = np.concatenate([priced, forbidden]).astype(np.int32)
-        arcs = (data, (place[: len(tail)], place[len(tail) : -2]))
-        network = csr_array(arcs, shape=(len(ends), len(ends)))  # sums arcs that coincide
-        source, sink = len(ends) - 2, len(ends) - 1
-        left = csr_array(network - maximum_flow(network, source, sink).flow)
+        vertex = _joined(tail[firm], head[firm], at.sink + 1)
+        capacity = np.concatenate(
+            [_scaled(np.minimum(cost, bound)[live]), np.full(int(held.sum()), _FORBIDDEN)]
+        )
+        network = _network(vertex[tail], vertex[head], capacity, int(vertex.max()) + 1)
+        source = vertex[at.source]
+        left = csr_array(network - maximum_flow(network, source, vertex[at.sink]).flow)
         left.eliminate_zeros()
-        reached = breadth_first_order(left, source, return_predecessors=False)
-        side = np.zeros(at.sink + 1, dtype=np.bool_)
-        side[ends[reached]] = True
+        reached = np.zeros(left.shape[0], dtype=np.bool_)
+        reached[breadth_first_order(left, source, return_predecessors=False)] = True
+        side = reached[vertex]
         paid = live & side[at.tail] & ~side[at.head]
         value = np.zeros(len(slack), dtype=np.float64)
         np.add.at(value, at.arc_block[paid], cost[paid])
         return side[: at.ops], value
+
+
+def _joined(tail: Ints, head: Ints, size: int) -> Ints:
+    """Vertices of the network in which all that no useful cut parts is one vertex.
+
+    Along an arc that is forbidden, or dearer than what can be gained, the head is on the edge if
+    the tail is; around a cycle of such arcs all are on one side.
+    """
+    arcs = csr_array((np.ones(len(tail), dtype=np.int8), (tail, head)), shape=(size, size))
+    _, vertex = connected_components(arcs, connection="strong")
+    return np.asarray(vertex, dtype=np.int64)
+
+
+def _network(tail: Ints, head: Ints, capacity: Ints, size: int) -> "csr_array[np.int32]":
+    """Capacities by tail and head; arcs that coincide become one."""
+    real = tail != head
+    keys, place = np.unique(tail[real] * size + head[real], return_inverse=True)
+    summed = np.bincount(place, weights=capacity[real], minlength=len(keys))  # exact below 2^53
+    data = np.minimum(summed, _FORBIDDEN).astype(np.int32)
+    return csr_array((data, (keys // size, keys % size)), shape=(size, size))
 
 
 def _scaled(capacities: Floats) -> NDArray[np.int64]:
