@@ -23,7 +23,7 @@ from dovetail_operator.names import (
 from dovetail_operator.rayservice import Member, admitted, ray_service
 from dovetail_operator.record import Record
 from dovetail_operator.store import key_of
-from dovetail_operator.world import POOL, World
+from dovetail_operator.world import POOL, World, dedicated_name
 
 _KUBERAY: Final = (
     "This cluster has no RayService (ray.io/v1), in which tails run. Install the KubeRay operator: "
@@ -203,8 +203,12 @@ class Pools:
         labels = item["metadata"].get("labels") or {}
         if labels.get("app.kubernetes.io/managed-by") != OPERATOR:
             return False
-        owners = set(owner_uids(item))
-        if item["metadata"]["namespace"] == self._world.config.namespace:
-            return self._release["metadata"]["uid"] in owners
-        hybrids = self._world.stores["HybridDeployment"].by(POOL, key_of(item))
-        return bool(owners & {hybrid["metadata"]["uid"] for hybrid in hybrids})
+        metadata = item["metadata"]
+        if metadata["namespace"] == self._world.config.namespace:
+            return self._release["metadata"]["uid"] in owner_uids(item)
+        for reference in metadata.get("ownerReferences") or ():
+            key = f"{metadata['namespace']}/{reference['name']}"
+            owner = self._world.stores["HybridDeployment"].get(key)
+            if metadata["name"] == dedicated_name(reference["name"]):
+                return owner is None or owner["metadata"]["uid"] == reference["uid"]
+        return False

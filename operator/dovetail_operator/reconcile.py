@@ -254,20 +254,27 @@ class Reconciler:
 
     def _tell(self, hybrid: Json, now: list[Json], before: Mapping[str, Json]) -> None:
         for condition in now:
-            name, old = condition["type"], before.get(condition["type"])
-            if name not in _TOLD or (old or {}).get("reason") == condition["reason"]:
+            name, old = condition["type"], before.get(condition["type"]) or {}
+            if not _is_news(condition, old):
                 continue
             good = condition["status"] == ("False" if name == "Degraded" else "True")
-            if old is None and name in ("Ready", "Degraded") and not good:
-                continue  # the condition that is the cause says it
-            if name == "Degraded" and good and old is None:
-                continue
-            fine = good or condition["status"] == "Unknown" or condition["reason"] in _UNDER_WAY
-            kind: Literal["Normal", "Warning"] = "Normal" if fine else "Warning"
+            kind: Literal["Normal", "Warning"] = "Warning"
+            if good or condition["reason"] in _UNDER_WAY:
+                kind = "Normal"
             self._events.emit(hybrid, kind, condition["reason"], name, condition["message"])
 
 
 _UNDER_WAY: Final = frozenset({"Partitioning", "TailDeploying", "EdgesNotReady"})
+
+
+def _is_news(condition: Json, old: Json) -> bool:
+    """Whether people are told: what sums up when it turns, a cause when its reason changes."""
+    name, status = condition["type"], condition["status"]
+    if name not in _TOLD or status == "Unknown":
+        return False
+    if name in ("Ready", "Degraded"):
+        return bool(status != old.get("status", "False"))
+    return bool(condition["reason"] != old.get("reason"))
 
 
 def _readable(stored: Json) -> bool:

@@ -39,9 +39,13 @@ def pool_key(hybrid: Json, config: Config) -> str:
     metadata = hybrid["metadata"]
     name = ((hybrid.get("spec") or {}).get("cloud") or {}).get("pool", "default")
     if name == DEDICATED:
-        own = child_name(metadata["name"], "pool", most=_POOL_NAME)
-        return f"{metadata['namespace']}/{own}"
+        return f"{metadata['namespace']}/{dedicated_name(metadata['name'])}"
     return f"{config.namespace}/{name}"
+
+
+def dedicated_name(hybrid: str) -> str:
+    """Name of the pool that a deployment has to itself."""
+    return child_name(hybrid, "pool", most=_POOL_NAME)
 
 
 class World:

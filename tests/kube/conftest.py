@@ -2,6 +2,10 @@ import pytest
 import yaml
 from tests.kube.apiserver import running
 from tests.kube.binaries import find
+from tests.kube.kuberay import ray_service_definition
+from tests.kube.operators import install
+from tests.kube.registry import push, running_registry
+from tests.tiny_bundle import write_tiny_bundle
 
 from dovetail.crd import render
 from dovetail.errors import MissingTool
@@ -26,3 +30,37 @@ def hybrid(apiserver):
     """The API server with `HybridDeployment` defined."""
     apiserver.define(yaml.safe_load(render()))
     return apiserver
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory):
+    """A real OCI registry; skipped, with what to do, where there is none."""
+    folder = tmp_path_factory.mktemp("registry")
+    try:
+        with running_registry(folder) as url:
+            yield url
+    except MissingTool as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def made(registry, tmp_path_factory):
+    """A bundle in the registry: what a partition Job says when it ends, and the bundle."""
+    tiny = write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+    digest, costs = push(registry, tiny.bundle, tiny.costs)
+    return {"bundle": digest, "costs": costs}
+
+
+@pytest.fixture(scope="session")
+def rays(tmp_path_factory):
+    """An API server of its own with `HybridDeployment` and KubeRay's `RayService` defined."""
+    try:
+        etcd, program = find("etcd"), find("kube-apiserver")
+        definition = ray_service_definition()
+    except MissingTool as error:
+        pytest.skip(str(error))
+    with running(tmp_path_factory.mktemp("rays"), etcd, program) as server:
+        server.define(yaml.safe_load(render()))
+        server.define(yaml.safe_load(definition.read_text()))
+        install(server)
+        yield server

@@ -1,0 +1,411 @@
+"""The operator as a process against a real API server: from a resource to what it should own.
+
+Nobody runs pods here; what a Job, a DaemonSet and a pool would report is written as their
+controllers would (`controllers.py`). Each test has a namespace of its own.
+"""
+
+import json
+
+import pytest
+import yaml
+from tests.kube.controllers import JOBS, finish, merge, roll_out, serve
+from tests.kube.operators import NAMESPACE, configuration, install, operator, until
+from tests.kube.resources import minimal, resource
+
+pytestmark = pytest.mark.kube
+
+CHILDREN = (
+    "/apis/batch/v1/namespaces/{}/jobs",
+    "/api/v1/namespaces/{}/configmaps",
+    "/api/v1/namespaces/{}/secrets",
+    "/api/v1/namespaces/{}/services",
+    "/api/v1/namespaces/{}/serviceaccounts",
+    "/apis/apps/v1/namespaces/{}/daemonsets",
+)
+RAYS = f"/apis/ray.io/v1/namespaces/{NAMESPACE}/rayservices"
+CAMERA = {"name": "camera", "nodeSelector": {"kind": "camera"}}
+
+
+class Cluster:
+    """One test's namespace on the API server."""
+
+    def __init__(self, server, namespace):
+        self.server, self.namespace = server, namespace
+        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
+        server.request("POST", "/api/v1/namespaces", body)
+        self.path = f"/apis/dovetail.dev/v1alpha1/namespaces/{namespace}/hybriddeployments"
+
+    def create(self, name="page", **spec):
+        spec = minimal(edge={"classes": [CAMERA]}, **spec)
+        params = {"fieldValidation": "Strict"}
+        return self.server.request("POST", self.path, resource(spec, name), params=params)
+
+    def patch(self, name="page", **spec):
+        return merge(self.server, f"{self.path}/{name}", {"spec": spec})
+
+    def get(self, name="page"):
+        return self.server.request("GET", f"{self.path}/{name}")
+
+    def delete(self, name="page"):
+        self.server.request("DELETE", f"{self.path}/{name}")
+
+    def items(self, path):
+        found = self.server.request("GET", path.format(self.namespace))["items"]
+        return [item for item in found if item["metadata"]["name"] != "kube-root-ca.crt"]
+
+    def children(self):
+        return [item for path in CHILDREN for item in self.items(path)]
+
+    def job(self):
+        return until(lambda: self.items(JOBS)[0], "a partition Job")
+
+    def condition(self, kind, name="page"):
+        found = self.get(name).get("status", {}).get("conditions", [])
+        return next((one for one in found if one["type"] == kind), None)
+
+    def wait(self, kind, reason, name="page"):
+        """Wait for a condition's reason; returns the condition."""
+
+        def look():
+            condition = self.condition(kind, name)
+            return condition if condition and condition["reason"] == reason else None
+
+        try:
+            return until(look, f"{kind} to be {reason}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it is {self.condition(kind, name)}") from None
+
+    def serve_config(self, pool="default"):
+        service = self.server.request("GET", f"{RAYS}/{pool}")
+        return yaml.safe_load(service["spec"]["serveConfigV2"])
+
+    def ready(self, made, name="page"):
+        """Bring a deployment to Ready."""
+        finish(self.server, self.job(), made)
+        self.wait("TailAvailable", "TailDeploying", name)
+        sets = until(lambda: self.items(CHILDREN[-1]), "a DaemonSet")
+        roll_out(self.server, sets[0])
+        self.serving(name)
+        return self.wait("Ready", "Ready", name)
+
+    def serving(self, name="page"):
+        """Wait until the pool's config has a deployment's tail, and report it as running."""
+
+        def running():
+            config = self.serve_config()["applications"]
+            serve(self.server, self.server.request("GET", f"{RAYS}/default"))
+            return any(a["name"].startswith(f"{self.namespace}--{name}--") for a in config)
+
+        until(running, "the tail in the pool's config")
+
+
+@pytest.fixture
+def cluster(rays, request):
+    """A namespace, a node with a camera's label, and at the end no deployment left."""
+    digits = f"{abs(hash(request.node.name)) % 10**8}"
+    cluster = Cluster(rays, f"t{digits}")
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": f"n{digits}"}}
+    node["metadata"]["labels"] = {"kind": "camera"}
+    rays.request("POST", "/api/v1/nodes", node)
+    yield cluster
+    rays.request("DELETE", cluster.path)
+    rays.request("DELETE", f"/api/v1/nodes/n{digits}")
+
+
+@pytest.fixture(scope="module")
+def running_operator(rays, registry, tmp_path_factory):
+    """One operator for all tests of this module that need no other."""
+    pools = [
+        {"name": "default"},
+        {"name": "small", "maxTails": 1},
+        {"name": "others", "namespaces": ["elsewhere"]},
+    ]
+    folder = tmp_path_factory.mktemp("operator")
+    with operator(rays, folder, configuration(registry, pools=pools)) as process:
+        until(lambda: process.probe("/readyz") == 200, "readiness")
+        yield process
+
+
+def test_a_resource_becomes_ready_through_its_job_its_edges_and_its_pool(
+    running_operator, cluster, made
+):
+    """Verify the way from a resource to Ready, and that each child is its own and harmless."""
+    hybrid = cluster.create()
+    cluster.ready(made)
+
+    children = cluster.children()
+    assert {item["metadata"]["ownerReferences"][0]["uid"] for item in children} == {
+        hybrid["metadata"]["uid"]
+    }
+    assert len(children) == len(CHILDREN)
+    status = cluster.get()["status"]
+    assert status["bundle"] == made["bundle"]
+    assert status["observedGeneration"] == 1
+    assert status["classes"][0]["rung"] == "edge"
+    (pods,) = cluster.items(CHILDREN[-1])
+    pod = pods["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"kind": "camera"}
+    assert pod["automountServiceAccountToken"] is False
+    (service,) = cluster.items("/api/v1/namespaces/{}/services")
+    assert service["spec"]["internalTrafficPolicy"] == "Local"
+    assert (
+        service["spec"]["selector"].items()
+        <= pods["spec"]["template"]["metadata"]["labels"].items()
+    )
+
+
+def test_the_plan_of_the_config_map_is_the_plan_of_the_pool(running_operator, cluster, made):
+    """Verify that edges and tails are told the same, and that the pool asks for Ray's token."""
+    cluster.create()
+    cluster.ready(made)
+
+    (held,) = cluster.items("/api/v1/namespaces/{}/configmaps")
+    plan = json.loads(held["data"]["plan.camera.json"])
+    config = cluster.serve_config()
+    mine = next(a for a in config["applications"] if a["name"].startswith(cluster.namespace))
+    (secret,) = cluster.items("/api/v1/namespaces/{}/secrets")
+    assert mine["deployments"][0]["user_config"]["plans"]["camera"] == plan
+    assert (
+        mine["args"]["tokens"]["camera"]
+        == secret["metadata"]["annotations"]["dovetail.dev/token-sha256"]
+    )
+    cluster_config = cluster.server.request("GET", f"{RAYS}/default")["spec"]["rayClusterConfig"]
+    assert cluster_config["authOptions"] == {"mode": "token"}
+
+
+def test_nothing_is_written_while_nothing_changes(running_operator, cluster, made):
+    """Verify that a settled deployment is reconciled again without a single write."""
+    cluster.create()
+    cluster.ready(made)
+    versions = lambda: {  # noqa: E731
+        item["metadata"]["uid"]: item["metadata"]["resourceVersion"]
+        for item in [*cluster.children(), cluster.get()]
+    }
+    before, done = versions(), running_operator.metrics()
+
+    # A label that nobody reads makes the DaemonSet's event bring the deployment back.
+    pods = cluster.items(CHILDREN[-1])[0]["metadata"]
+    path = f"{CHILDREN[-1].format(cluster.namespace)}/{pods['name']}"
+    merge(cluster.server, path, {"metadata": {"annotations": {"touched": "yes"}}})
+    before[pods["uid"]] = None
+    name = 'dovetail_operator_reconcile_total{controller="hybriddeployment",result="done"}'
+    until(lambda: running_operator.metrics()[name] > done[name], "a reconcile")
+
+    after = versions() | {pods["uid"]: None}
+    assert after == before
+
+
+def test_pinning_a_rung_raises_the_generation_and_keeps_every_object(
+    running_operator, cluster, made
+):
+    """Verify that a move by hand changes plan and pool, and starts no edge anew."""
+    cluster.create()
+    cluster.ready(made)
+    (before,) = cluster.items(CHILDREN[-1])
+
+    cluster.patch(adapt={"mode": "Manual"}, split={"rung": "cut1-int8"})
+    cluster.wait("Moving", "Pinned")
+
+    def published():
+        applications = cluster.serve_config()["applications"]
+        mine = next(a for a in applications if a["name"].startswith(cluster.namespace))
+        return mine["deployments"][0]["user_config"]["plans"]["camera"]["default"] == "cut1-int8"
+
+    until(published, "the plan in the pool")
+    assert cluster.get()["status"]["classes"][0]["planGeneration"] == 2
+    assert (
+        cluster.items(CHILDREN[-1])[0]["metadata"]["generation"]
+        == (before["metadata"]["generation"])
+    )
+
+
+def test_a_pinned_rung_that_is_not_on_the_ladder_is_reported_and_stops_nothing(
+    running_operator, cluster, made
+):
+    """Verify that a wrong rung is said in Degraded while what runs goes on."""
+    cluster.create()
+    cluster.ready(made)
+    before = {item["metadata"]["uid"] for item in cluster.children()}
+
+    cluster.patch(adapt={"mode": "Manual"}, split={"rung": "cut9"})
+
+    assert "cut9" in cluster.wait("Degraded", "UnknownRung")["message"]
+    assert {item["metadata"]["uid"] for item in cluster.children()} == before
+
+
+def test_a_failed_partition_says_why_and_leaves_nothing_half_made(running_operator, cluster):
+    """Verify that the Job's last words become the condition, and an Event."""
+    cluster.create()
+    said = {"error": "UnsupportedModel", "message": "operator Loop is never loaded"}
+    finish(cluster.server, cluster.job(), said, failed=True)
+
+    message = cluster.wait("Partitioned", "PartitionFailed")["message"]
+    assert message == "UnsupportedModel: operator Loop is never loaded"
+    kinds = {path for path in CHILDREN if cluster.items(path)}
+    assert kinds == {CHILDREN[0], CHILDREN[4]}
+    events = f"/apis/events.k8s.io/v1/namespaces/{cluster.namespace}/events"
+    told = until(
+        lambda: [e for e in cluster.items(events) if e["reason"] == "PartitionFailed"], "an Event"
+    )
+    assert told[0]["type"] == "Warning"
+
+
+def test_a_changed_model_is_partitioned_again_while_the_old_bundle_serves(
+    running_operator, cluster, made
+):
+    """Verify that another model is another Job, and that what runs stays until it ends well."""
+    cluster.create()
+    cluster.ready(made)
+    first = cluster.job()
+
+    cluster.patch(model={"uri": "https://models.example/other.onnx"})
+    cluster.wait("Partitioned", "Partitioning")
+    (second,) = until(
+        lambda: [
+            j
+            for j in cluster.items(JOBS)
+            if "deletionTimestamp" not in j["metadata"]
+            and j["metadata"]["uid"] != first["metadata"]["uid"]
+        ],
+        "another Job",
+    )
+
+    assert second["metadata"]["name"] != first["metadata"]["name"]
+    assert cluster.items(CHILDREN[-1])
+    assert cluster.get()["status"]["bundle"] == made["bundle"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        pytest.param(
+            {"cloud": {"pool": "nowhere"}},
+            ("TailAvailable", "UnknownPool", "Change spec.cloud.pool"),
+            id="a pool that the chart does not have",
+        ),
+        pytest.param(
+            {"cloud": {"pool": "others"}},
+            ("TailAvailable", "NamespaceNotServed", "the chart lists"),
+            id="a pool of other namespaces",
+        ),
+        pytest.param(
+            {"model": {"uri": "file:page.onnx"}},
+            ("Partitioned", "SourceNotReachable", "pvc://"),
+            id="a file of the writer's machine",
+        ),
+        pytest.param(
+            {"edge": {"classes": [{"name": "camera"}]}},
+            ("EdgeAvailable", "NoNodeSelector", "nodeSelector"),
+            id="a class without nodes",
+        ),
+        pytest.param(
+            {"edge": {"classes": [{"name": "a", "nodeSelector": {"kind": "lamp"}}]}},
+            ("EdgeAvailable", "NoNodeMatches", "kubectl label node"),
+            id="a selector that finds no node",
+        ),
+    ],
+)
+def test_what_admission_cannot_see_is_reported_with_a_remedy(running_operator, cluster, spec, said):
+    """Verify reason and remedy of each fault that only the operator can see."""
+    kind, reason, remedy = said
+    cluster.create()
+    cluster.patch(**spec)
+
+    condition = cluster.wait(kind, reason)
+    assert condition["status"] == "False"
+    assert remedy in condition["message"]
+    assert cluster.condition("Ready")["status"] == "False"
+
+
+def test_a_full_pool_takes_no_newcomer_and_keeps_who_was_first(running_operator, cluster, made):
+    """Verify that the second of one place is told, and moves in once the first has left."""
+    cluster.create("first", cloud={"pool": "small"})
+    finish(cluster.server, cluster.job(), made)
+    cluster.wait("TailAvailable", "TailDeploying", "first")
+    cluster.create("second", cloud={"pool": "small"})
+
+    assert "Dedicated" in cluster.wait("TailAvailable", "PoolFull", "second")["message"]
+    assert cluster.condition("TailAvailable", "first")["reason"] == "TailDeploying"
+
+    cluster.delete("first")
+    cluster.wait("TailAvailable", "WaitingForBundle", "second")
+
+
+def test_a_ray_service_of_somebody_else_is_never_written(running_operator, cluster, made):
+    """Verify that a RayService with a pool's name that we did not make is left as it is."""
+    name = "small"
+    template = {"spec": {"containers": [{"name": "ray", "image": "theirs"}]}}
+    theirs = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": "dovetail-operator"}},
+        "spec": {
+            "rayClusterConfig": {"headGroupSpec": {"rayStartParams": {}, "template": template}}
+        },
+    }
+    until(lambda: not any(r["metadata"]["name"] == name for r in cluster.items(RAYS)), "no pool")
+    before = cluster.server.request("POST", RAYS, theirs)
+    try:
+        cluster.create(cloud={"pool": name})
+        finish(cluster.server, cluster.job(), made)
+        cluster.wait("TailAvailable", "PoolNotOurs")
+        until(lambda: cluster.get()["status"].get("bundle"), "the bundle")
+        after = cluster.server.request("GET", f"{RAYS}/{name}")
+        assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+    finally:
+        cluster.server.request("DELETE", f"{RAYS}/{name}")
+
+
+def test_a_pool_of_its_own_goes_when_its_deployment_asks_for_another(
+    running_operator, cluster, made
+):
+    """Verify that a dedicated pool is owned by its deployment and removed when it is left."""
+    cluster.create(cloud={"pool": "Dedicated"})
+    finish(cluster.server, cluster.job(), made)
+    own = f"/apis/ray.io/v1/namespaces/{cluster.namespace}/rayservices"
+    (pool,) = until(lambda: cluster.items(own), "a pool of its own")
+    assert pool["metadata"]["ownerReferences"][0]["kind"] == "HybridDeployment"
+
+    cluster.patch(cloud={"pool": "default"})
+    until(lambda: not cluster.items(own), "no pool")
+    cluster.serving()
+
+
+def test_a_deleted_child_comes_back_and_a_stray_one_goes(running_operator, cluster, made):
+    """Verify that the cluster is led back to what the spec says."""
+    cluster.create()
+    cluster.ready(made)
+    (service,) = cluster.items("/api/v1/namespaces/{}/services")
+    path = f"/api/v1/namespaces/{cluster.namespace}/services"
+
+    cluster.server.request("DELETE", f"{path}/{service['metadata']['name']}")
+    until(lambda: cluster.items(path), "the Service again")
+    stray = {**service, "metadata": {**service["metadata"], "name": "stray"}, "spec": {}}
+    stray["spec"] = {"ports": [{"port": 1}]}
+    del stray["metadata"]["resourceVersion"], stray["metadata"]["uid"]
+    cluster.server.request("POST", path, stray)
+    until(lambda: len(cluster.items(path)) == 1, "the stray Service gone")
+
+
+def test_the_tokens_secret_is_created_once_and_never_rewritten(running_operator, cluster, made):
+    """Verify that a new spec leaves the class's credential as it is."""
+    cluster.create()
+    cluster.ready(made)
+    (before,) = cluster.items("/api/v1/namespaces/{}/secrets")
+
+    cluster.patch(objective={"deadline": "900ms"})
+    until(lambda: cluster.get()["status"]["observedGeneration"] == 2, "the new spec")
+
+    assert cluster.items("/api/v1/namespaces/{}/secrets") == [before]
+
+
+def test_without_kuberay_the_tail_condition_says_what_to_install(hybrid, registry, tmp_path):
+    """Verify the remedy where the cluster has no RayService, and that the rest goes on."""
+    install(hybrid)
+    cluster = Cluster(hybrid, "no-rays")
+    with operator(hybrid, tmp_path, configuration(registry), "--watch-namespace=no-rays"):
+        cluster.create()
+        condition = cluster.wait("TailAvailable", "KubeRayMissing")
+        assert "helm install kuberay-operator" in condition["message"]
+        assert cluster.job()
+    cluster.delete()
