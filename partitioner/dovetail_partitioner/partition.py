@@ -11,8 +11,7 @@ The steps and what each hands to the next:
     prove     cuts bit for bit, rungs against `quality`       -> proof
     write     one rename makes the bundle visible, then its cost profile beside it
 
-Until that rename nothing exists at the bundle's path: an interrupted or refused partition leaves
-what was there before.
+Until that rename an interrupted or refused partition leaves what was there before.
 """
 
 import os
@@ -176,9 +175,8 @@ def read_costs(path: Path) -> CostProfile:
     except OSError as error:
         raise CostsError(f"{path}: {error.strerror}; expected a cost profile") from error
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise CostsError(f"{path} is not a cost profile: {where} {fault['msg']}") from error
+        where, what = ".".join(map(str, error.errors()[0]["loc"])), error.errors()[0]["msg"]
+        raise CostsError(f"{path} is not a cost profile: {where} {what}") from error
 
 
 def write_costs(path: Path, costs: CostProfile) -> None:

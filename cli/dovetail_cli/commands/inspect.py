@@ -2,12 +2,17 @@
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dovetail_cli import model_options as given
 from dovetail_cli.output import Format, OutputOption, Steps, note, show
+
+if TYPE_CHECKING:
+    from dovetail.bundle import Bundle
+    from dovetail.ladder import CostProfile
+    from dovetail_partitioner.proof import Proof
 
 
 def command(
@@ -28,12 +33,10 @@ def command(
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Print the ladder of a model or a bundle: each rung, its cost, and where it is best."""
-    from dovetail.bundle import Bundle
     from dovetail.ladder import Ladder
     from dovetail_cli import ladder_view
-    from dovetail_partitioner.partition import COSTS_FILE, partition, read_costs
+    from dovetail_partitioner.partition import partition
     from dovetail_partitioner.plot import check_plot, draw
-    from dovetail_partitioner.proof import read_proof
 
     if plot is not None:
         check_plot(plot)
@@ -46,20 +49,27 @@ def command(
         threads=threads,
     )
     with tempfile.TemporaryDirectory(prefix="dovetail-") as folder, Steps() as steps:
-        path = model
+        path, profile = model, costs
         if not model.is_dir():
-            path = Path(folder) / "bundle"
+            path, profile = Path(folder) / "bundle", None
             partition(
                 model, path, calibration=calibration, costs=costs, options=options, report=steps
             )
-            costs = None
-        bundle = Bundle(path)
-        profile = read_costs(costs or path / COSTS_FILE)
-        proof = read_proof(bundle)
-    ladder = Ladder.of(bundle.config, profile)
-    shown = ladder_view.document(bundle.config, bundle.digest, ladder, profile, proof)
+        bundle, times, proof = _read(path, profile)
+    ladder = Ladder.of(bundle.config, times)
+    shown = ladder_view.document(bundle.config, bundle.digest, ladder, times, proof)
     show(shown, output, lambda: ladder_view.table(shown))
     ladder_view.remarks(shown)
     if plot is not None:
         draw(bundle.config.model.name, ladder, plot)
         note(f"wrote {plot}")
+
+
+def _read(path: Path, costs: Path | None) -> "tuple[Bundle, CostProfile, Proof]":
+    """A bundle, the cost profile beside it unless another is given, and its proof."""
+    from dovetail.bundle import Bundle
+    from dovetail_partitioner.partition import COSTS_FILE, read_costs
+    from dovetail_partitioner.proof import read_proof
+
+    bundle = Bundle(path)
+    return bundle, read_costs(costs or path / COSTS_FILE), read_proof(bundle)

@@ -1,13 +1,16 @@
 """`dovetail verify`: every digest, and every rung against the whole model."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dovetail.errors import ProofError
 from dovetail_cli import model_options as given
 from dovetail_cli.output import Format, OutputOption, Steps, columns, note, show
+
+if TYPE_CHECKING:
+    from dovetail_partitioner.verify import Verification
 
 
 def command(
@@ -31,34 +34,37 @@ def command(
         found = verify(
             bundle, model=model, calibration=calibration, bind=given.dims(dim), report=steps
         )
-    rungs: list[dict[str, Any]] = [
-        {
-            "id": check.id,
-            "holds": check.holds,
-            "maxError": check.max_error,
-            "top1": check.top1,
-            "why": check.why,
-        }
-        for check in found.rungs
-    ]
-    shown = {
-        "bundle": found.digest,
-        "blobs": found.blobs,
-        "rows": found.rows,
-        "generated": found.generated,
-        "rungs": rungs,
-    }
-    show(shown, output, lambda: _table(rungs))
+    shown = _document(found)
+    show(shown, output, lambda: _table(shown["rungs"]))
     note(f"{found.blobs} blobs have the digests they are named by")
     broken = [check.id for check in found.rungs if check.holds is False]
     if broken:
         raise ProofError(f"{bundle}: {len(broken)} rungs do not hold: {', '.join(broken)}")
-    open_ones = [check.id for check in found.rungs if check.holds is None]
-    if open_ones:
+    unjudged = [check.id for check in found.rungs if check.holds is None]
+    if unjudged:
         note(
-            f"not judged: {', '.join(open_ones)}: they were proved on given rows; "
+            f"not judged: {', '.join(unjudged)}: they were proved on given rows; "
             "give these with --calibration"
         )
+
+
+def _document(found: "Verification") -> dict[str, Any]:
+    return {
+        "bundle": found.digest,
+        "blobs": found.blobs,
+        "rows": found.rows,
+        "generated": found.generated,
+        "rungs": [
+            {
+                "id": check.id,
+                "holds": check.holds,
+                "maxError": check.max_error,
+                "top1": check.top1,
+                "why": check.why,
+            }
+            for check in found.rungs
+        ],
+    }
 
 
 def _table(rungs: list[dict[str, Any]]) -> str:
