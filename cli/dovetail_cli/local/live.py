@@ -17,13 +17,13 @@ from rich.text import Text
 
 from dovetail.bundle import Bundle
 from dovetail.measure import PARTS, Window
-from dovetail_cli.local.record import Record, overall
+from dovetail_cli.local.record import Record, all_moves, overall
 from dovetail_cli.local.system import System
 from dovetail_cli.output import note
 
 RECENT = 5.0  # seconds that shown figures are taken over
 _LINE_EVERY = 2.0
-_BAR = 46
+_BAR = 64
 _COLOURS = {
     "head": "cyan",
     "encode": "blue",
@@ -86,8 +86,9 @@ class View:
 
     def _moves(self) -> list[RenderableType]:
         table = Table.grid(padding=(0, 2))
-        for name, hand in self.system.hand.hands.items():
-            for move in hand.moves[-_SHOWN_MOVES:]:
+        for name, record in self.records.items():
+            planned = self.system.hand.hands[name].moves
+            for move in all_moves(record.moves, planned)[-_SHOWN_MOVES:]:
                 table.add_row(
                     f"{move.at - self.system.ready:5.0f} s",
                     Text(f"{name}: {move.source} -> {move.target}", "bold"),
@@ -155,27 +156,20 @@ def _class(record: Record, url: str) -> Sequence[RenderableType]:
     counts = Text.assemble(
         f"  {sum(outcomes.values())} requests  ",
         (f"{failed} failed", "red" if failed else ""),
-        f"  {outcomes.get('degraded', 0)} degraded   ",
-        *_bar(_parts(recent)),
+        f"  {outcomes.get('degraded', 0)} degraded",
     )
-    return head, counts
+    return head, counts, *_bar(_parts(recent))
 
 
-def _bar(parts: dict[str, float]) -> list[tuple[str, str]]:
+def _bar(parts: dict[str, float]) -> Sequence[Text]:
+    """Where the time went: a bar in colours, and what they mean."""
     total = sum(parts.values())
-    if total <= 0:
-        return [("no requests lately", "dim")]
-    pieces = [
-        ("█" * max(round(parts[name] / total * _BAR), 1), _COLOURS[name])
-        for name in PARTS
-        if parts[name] > 0.005 * total
-    ]
-    legend = [
-        (f" {name} {parts[name]:.1f}", _COLOURS[name])
-        for name in PARTS
-        if parts[name] > 0.005 * total
-    ]
-    return [*pieces, *legend, (" ms", "")]
+    shown = [name for name in PARTS if total and parts[name] > 0.005 * total]
+    if not shown:
+        return (Text("  no requests lately", "dim"),)
+    blocks = [("█" * max(round(parts[name] / total * _BAR), 1), _COLOURS[name]) for name in shown]
+    legend = [(f"  {name} {parts[name]:.1f}", _COLOURS[name]) for name in shown]
+    return Text.assemble("  ", *blocks), Text.assemble(*legend, " ms")
 
 
 def _parts(window: Window) -> dict[str, float]:

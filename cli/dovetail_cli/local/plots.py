@@ -148,7 +148,7 @@ def _draw_rungs(axes: Axes, line: Timeline, colours: dict[str, str]) -> None:
     for point, end in zip(starts, ends, strict=True):
         begin, width = point.at - line.began, end - point.at
         axes.barh(0, width, left=begin, color=colours[point.rung], height=1)
-        if width > line.seconds / 14:
+        if width > line.seconds / 100 * len(point.rung):
             axes.text(
                 begin + width / 2, 0, point.rung, ha="center", va="center", color="white",
                 fontsize=_FONT,

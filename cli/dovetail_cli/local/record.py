@@ -111,6 +111,17 @@ class Record:
                 self.points.append(Point(now, seen.total.quantile(0.5), rung))
 
 
+def all_moves(taken: Iterable[Move], planned: Iterable[Move]) -> list[Move]:
+    """Moves of both hands by time, each once.
+
+    Args:
+        taken: by an edge; those that only follow a plan have the reason `Plan`.
+        planned: by the slow hand, with the figures that made it.
+    """
+    own = [move for move in taken if move.reason != "Plan"]
+    return sorted([*own, *planned], key=lambda move: move.at)
+
+
 def merged(windows: Iterable[Window]) -> Window:
     """All windows added up."""
     total = Window()

@@ -14,6 +14,7 @@ from typing import Any
 from dovetail.bundle import BundleConfig
 from dovetail.control import State, Terms
 from dovetail_cli.local.plots import Timeline, draw_stack, draw_timeline, png, svg
+from dovetail_cli.local.record import all_moves
 from dovetail_cli.output import size
 
 _STYLE = """
@@ -74,8 +75,8 @@ def write_report(path: Path, story: Story) -> None:
         _phases(summary["phases"]),
         "<h2>Where the time went</h2>",
         svg(draw_stack(stack)) if stack else "<p>No request was answered.</p>",
-        "<h2>Moves of the plan</h2>",
-        _moves(hand, line.began),
+        "<h2>Moves</h2>",
+        _moves(story),
         "<h2>The ladder</h2>",
         _LADDER_NOTE,
         _ladder(story.config, terms, hand, {r["rung"]: r["requests"] for r in main["rungs"]}),
@@ -167,14 +168,24 @@ def _phases(phases: Sequence[Mapping[str, Any]]) -> str:
     return "<h2>By phase of the link</h2>" + _table(head, rows, text=2)
 
 
-def _moves(hand: State, began: float) -> str:
-    if not hand.moves:
-        return f"<p>None: the plan stayed on <code>{hand.plan.default}</code>.</p>"
+def _moves(story: Story) -> str:
+    """Moves of both hands; the slow one moves a class's plan, the fast one a single device."""
+    planned, began = story.hand.moves, story.line.began
+    moves = all_moves(story.line.moves, planned)
+    if not moves:
+        return f"<p>None: it stayed on <code>{story.hand.plan.default}</code>.</p>"
     rows = [
-        (f"{m.at - began:.0f} s", m.source, m.target, f"{m.reason}: {m.message}", "")
-        for m in hand.moves
+        (
+            f"{m.at - began:.0f} s",
+            "slow" if m in planned else "fast",
+            m.source,
+            m.target,
+            f"{m.reason}: {m.message}",
+            "",
+        )
+        for m in moves
     ]
-    return _table(("at", "from", "to", "why"), rows, text=4)
+    return _table(("at", "hand", "from", "to", "why"), rows, text=5)
 
 
 def _ladder(config: BundleConfig, terms: Terms, hand: State, used: Mapping[str, int]) -> str:

@@ -9,7 +9,7 @@ from dovetail.control import Move
 from dovetail.ladder import Parts
 from dovetail.measure import Sample, Window
 from dovetail_cli.link import LinkSpec, Trace
-from dovetail_cli.local.record import Point, Record, difference, merged, overall
+from dovetail_cli.local.record import Point, Record, all_moves, difference, merged, overall
 from dovetail_cli.local.summary import phase_table, phases, summarise, table
 
 
@@ -76,6 +76,15 @@ def test_moves_of_both_hands_are_kept_once_and_in_order() -> None:
         record.take(_status(Window(), *moves), at)
 
     assert [move.at for move in record.moves] == [1.0, 2.0, 3.0]
+
+
+def test_a_move_that_follows_a_plan_is_told_once() -> None:
+    """The slow hand's own account has the figures; the edge only says that it followed."""
+    planned = Move(at=1.0, source="a", target="b", reason="Faster", message="10 ms against 20 ms")
+    followed = Move(at=1.5, source="a", target="b", reason="Plan", message="plan 2")
+    own = Move(at=0.5, source="c", target="a", reason="Faster", message="")
+
+    assert all_moves([own, followed], [planned]) == [own, planned]
 
 
 def test_without_a_driver_points_are_medians_between_two_looks() -> None:
