@@ -39,7 +39,8 @@ _UNCUT = "uncut "  # before the name of a rung of the uncut model
 _LATE = 60.0  # seconds: no request is answered by the fallback while rungs are measured
 _SECONDS, _LEAST, _MOST = 8.0, 4, 25  # of one condition's rounds
 _HOPELESS = 2.0
-_WINDOWS, _REQUESTS = 6, 5  # that the hands may take, and requests in each
+_WINDOWS = 8  # that the hands may take
+_REQUESTS, _WINDOW_SECONDS = 5, 1.0  # a window is at least that much; the product's lasts 2 s
 _STEP = 10.0  # seconds a window stands for on the slow hand's clock: past any cooldown
 
 
@@ -143,16 +144,24 @@ class _Devices:
         )
         with session:
             for window in range(1, _WINDOWS + 1):
-                seen = Window()
-                for number in range(_REQUESTS):
-                    row = dict(self._cut.rows[number % len(self._cut.rows)])
-                    seen.add(session.infer_detailed(row).sample)
-                seen.add_link(_link_of(session))
+                seen, link = self._window(session)
                 state, decision = control.step(terms, state, seen, window * _STEP)
                 session.adopt(state.plan)
-                if not decision.moved:
+                if link and not decision.moved:
                     break
             return session.status().rung or state.plan.default, window
+
+    def _window(self, session: Session) -> tuple[Window, bool]:
+        """Requests for a while, as the ledger would add them up, and whether a link was seen."""
+        seen, number, stop = Window(), 0, time.monotonic() + _WINDOW_SECONDS
+        while number < _REQUESTS or time.monotonic() < stop:
+            row = dict(self._cut.rows[number % len(self._cut.rows)])
+            seen.add(session.infer_detailed(row).sample)
+            number += 1
+        link = session.status().link
+        if link is not None:
+            seen.add_link(Link(link.rtt, link.seconds_per_byte))
+        return seen, link is not None
 
     def _times(self) -> dict[str, Floats]:
         """Seconds of every rung, in rounds until the time is up."""
@@ -203,17 +212,6 @@ def _terms(cut: Cut) -> control.Terms:
         config=cut.bundle.config,
         costs=cut.costs,
     )
-
-
-def _link_of(session: Session) -> Link:
-    """The link as the edge sees it; its background probe may need a moment."""
-    stop = time.monotonic() + 20
-    while time.monotonic() < stop:
-        link = session.status().link
-        if link is not None:
-            return Link(link.rtt, link.seconds_per_byte)
-        time.sleep(0.02)
-    raise RuntimeError("the edge saw nothing of its link within 20 s")
 
 
 def _line(found: Condition) -> str:
