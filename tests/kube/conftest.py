@@ -2,6 +2,7 @@ import pytest
 import yaml
 from tests.kube.apiserver import running
 from tests.kube.binaries import find
+from tests.kube.cluster import Cluster
 from tests.kube.kuberay import ray_service_definition
 from tests.kube.operators import install
 from tests.kube.registry import push, running_registry
@@ -64,3 +65,16 @@ def rays(tmp_path_factory):
         server.define(yaml.safe_load(definition.read_text()))
         install(server)
         yield server
+
+
+@pytest.fixture
+def cluster(rays, request):
+    """A namespace, a node with a camera's label, and at the end no deployment left."""
+    digits = f"{abs(hash(request.node.name)) % 10**8}"
+    cluster = Cluster(rays, f"t{digits}")
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": f"n{digits}"}}
+    node["metadata"]["labels"] = {"kind": "camera"}
+    rays.request("POST", "/api/v1/nodes", node)
+    yield cluster
+    rays.request("DELETE", cluster.path)
+    rays.request("DELETE", f"/api/v1/nodes/n{digits}")

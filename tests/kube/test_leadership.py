@@ -1,0 +1,101 @@
+"""Who may write: two operator processes, one Lease, and a leader that is killed or paused."""
+
+import os
+import signal
+import time
+
+import pytest
+from tests.kube.cluster import CHILDREN, RAYS
+from tests.kube.controllers import JOBS
+from tests.kube.operators import NAMESPACE, configuration, operator, until
+
+pytestmark = pytest.mark.kube
+
+LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/dovetail-operator"
+SHORT = "--lease-seconds=3"
+
+
+def holder(server):
+    return server.request("GET", LEASES)["spec"]["holderIdentity"]
+
+
+def identity(process):
+    return next(line["lease"] for line in process.said() if "lease" in line)
+
+
+@pytest.fixture
+def two(rays, registry, tmp_path):
+    """Two operators, the first of which leads."""
+    config = configuration(registry)
+    with operator(rays, tmp_path, config, SHORT) as leader:
+        until(lambda: holder(rays) == identity(leader), "the first to lead")
+        with operator(rays, tmp_path, config, SHORT) as standby:
+            until(lambda: standby.probe("/readyz") == 200, "the second to be ready")
+            yield leader, standby
+
+
+def test_a_standby_is_ready_and_writes_nothing_until_the_leader_is_killed(two, cluster):
+    """Verify that one leads, and that the other takes over what it left."""
+    leader, standby = two
+    cluster.create("first")
+    until(lambda: cluster.items(JOBS), "the leader's Job")
+    assert standby.metrics()["dovetail_operator_leader"] == 0
+    assert not [key for key in standby.metrics() if "reconcile_total" in key]
+
+    leader.process.kill()
+    cluster.create("second")
+
+    until(lambda: len(cluster.items(JOBS)) == 2, "the standby's Job")
+    assert holder(cluster.server) == identity(standby)
+
+
+def test_a_leader_that_is_told_to_end_hands_the_lease_over(two, cluster):
+    """Verify that SIGTERM ends with exit code 0 and the Lease given up, not left to run out."""
+    leader, standby = two
+    leader.process.terminate()
+
+    assert leader.process.wait(30) == 0
+    until(lambda: holder(cluster.server) == identity(standby), "the standby to lead")
+    assert not [line for line in leader.said() if line["level"] == "error"]
+
+
+def test_a_leader_paused_past_its_lease_writes_nothing_when_it_wakes(two, cluster, made):
+    """Verify that a woken leader ends, and that no object is other than its successor left it."""
+    leader, standby = two
+    cluster.create()
+    cluster.ready(made)
+
+    for index in range(20):  # it sleeps in the midst of work
+        cluster.create(f"many{index}")
+    os.kill(leader.process.pid, signal.SIGSTOP)
+    try:
+        until(lambda: holder(cluster.server) == identity(standby), "the standby to lead")
+        # Work that the sleeper will see the moment it wakes, and that its successor does first.
+        cluster.patch(adapt={"mode": "Manual"}, split={"rung": "cut1-int8"})
+        cluster.wait("Moving", "Pinned")
+        until(
+            lambda: "cut1-int8" in str(cluster.serve_config()["applications"][0]["deployments"]),
+            "the plan in the pool",
+        )
+        until(lambda: len(cluster.items(JOBS)) == 21, "every Job")
+        before = until(lambda: settled(cluster), "the successor to be done")
+    finally:
+        os.kill(leader.process.pid, signal.SIGCONT)
+
+    assert leader.process.wait(30) == 1
+    assert everything(cluster) == before
+    assert holder(cluster.server) == identity(standby)
+
+
+def settled(cluster):
+    """Every version, once nothing has been written for a while."""
+    before = everything(cluster)
+    time.sleep(1.5)
+    return before if everything(cluster) == before else None
+
+
+def everything(cluster):
+    """Version of every object that an operator could have written."""
+    found = [*cluster.children(), *cluster.items(cluster.path), *cluster.items(RAYS)]
+    assert len(CHILDREN) < len(found)
+    return {item["metadata"]["uid"]: item["metadata"]["resourceVersion"] for item in found}
