@@ -11,6 +11,8 @@ seconds per byte from what a request took beyond that.
 Reference: Masson, Rim, Lee, "DDSketch", VLDB 2019 (relative-error quantiles, fully mergeable).
 """
 
+import heapq
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -23,6 +25,7 @@ from dovetail.ladder import Parts
 Outcome = Literal["ok", "degraded", "failed"]
 
 _ERROR = 0.02  # relative error of a quantile
+_FELT = 0.25  # share of a crossing's time from which its bytes tell of the rate
 _GAMMA = (1 + _ERROR) / (1 - _ERROR)
 _LOG_GAMMA = math.log(_GAMMA)
 _LEAST, _MOST = 1e-12, 1e6
@@ -289,6 +292,7 @@ class _Crossing:
     at: float
     size: int
     seconds: float
+    felt: bool = False
 
 
 class LinkEstimator:
@@ -307,11 +311,16 @@ class LinkEstimator:
     def __init__(self, half_life: float = 1.0, horizon: float = 30.0) -> None:
         self._half_life, self._horizon = half_life, horizon
         self._trips: deque[_Crossing] = deque(maxlen=64)
-        self._crossings: deque[_Crossing] = deque(maxlen=64)
+        # Crossings whose bytes took a good part of their time, and those that say little more than
+        # the round trip: kept apart, so that many small requests never push out the few that tell.
+        self._felt: deque[_Crossing] = deque(maxlen=64)
+        self._unfelt: deque[_Crossing] = deque(maxlen=8)
 
     def observe(self, size: int, seconds: float, now: float) -> None:
         """Record a request that moved `size` bytes and spent `seconds` on the network."""
-        self._crossings.append(_Crossing(now, size, seconds))
+        trip = min((one.seconds for one in itertools.islice(reversed(self._trips), 8)), default=0.0)
+        felt = seconds - trip >= _FELT * seconds
+        (self._felt if felt else self._unfelt).append(_Crossing(now, size, seconds, felt))
 
     def observe_trip(self, seconds: float, now: float) -> None:
         """Record the round trip of a request too small to feel the bandwidth."""
@@ -319,11 +328,16 @@ class LinkEstimator:
 
     def age(self, now: float) -> float:
         """Seconds since a crossing was last observed; infinity if never."""
-        return now - self._crossings[-1].at if self._crossings else math.inf
+        return min(self.felt_age(now), now - self._unfelt[-1].at if self._unfelt else math.inf)
+
+    def felt_age(self, now: float) -> float:
+        """Seconds since a crossing told of the rate; infinity if none ever did."""
+        return now - self._felt[-1].at if self._felt else math.inf
 
     def link(self, now: float) -> Link | None:
         """The link now; None where nothing was observed within the horizon."""
-        crossings = self._weighed(self._crossings, now)
+        known = heapq.merge(self._felt, self._unfelt, key=lambda one: one.at)
+        crossings = self._weighed(known, now)
         if not crossings:
             return None
         trips = self._weighed(self._trips, now)
@@ -339,8 +353,13 @@ class LinkEstimator:
         # over a thin link.
         varies = _median((abs(t.seconds - trip), w) for t, w in trips) if trips else 0.0
         told = max(varies, trip - rtt, 1e-6)
-        rates = ((max(c.seconds - rtt, told) / max(c.size, 1), w) for c, w in crossings)
-        return Link(rtt, _median(rates))
+        rates = [(max(c.seconds - rtt, told) / max(c.size, 1), w, c.felt) for c, w in crossings]
+        # A crossing whose bytes were not felt gives no rate but a bound on it: it speaks for what
+        # the others saw where that is within the bound, and against a single stall where not.
+        seen = [(rate, weight) for rate, weight, felt in rates if felt]
+        common = _median(seen) if seen else math.inf
+        votes = ((rate if felt else min(rate, common), weight) for rate, weight, felt in rates)
+        return Link(rtt, _median(votes))
 
     def _weighed(self, seen: Iterable[_Crossing], now: float) -> list[tuple[_Crossing, float]]:
         """Observations within the horizon, oldest first, each with the time it stands for."""

@@ -118,10 +118,10 @@ class Hand:
         with self._lock:
             return self._link(now)
 
-    def link_age(self, now: float) -> float:
-        """Seconds since bytes were last seen on the link."""
+    def rate_age(self, now: float) -> float:
+        """Seconds since a crossing last told of the link's rate."""
         with self._lock:
-            return self._estimator.age(now)
+            return self._estimator.felt_age(now)
 
     def look(self, now: float) -> Shift | None:
         """Decide; returns the shift where another rung is taken."""

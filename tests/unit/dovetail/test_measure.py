@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from random import Random
 
 import numpy as np
 import pytest
@@ -211,6 +212,23 @@ def test_one_stalled_request_is_not_a_collapse():
     simulated.estimator.observe(16_000, 0.4, simulated.now)
 
     assert simulated.estimator.link(simulated.now) == before
+
+
+def test_many_tiny_crossings_do_not_drown_the_probes_that_tell():
+    """Verify that the rate comes from rare larger bodies while requests of 300 bytes flow."""
+    estimator, random = LinkEstimator(), Random(3)
+    for tick in range(600):
+        now = tick / 30
+        if tick % 60 == 0:
+            estimator.observe_trip(0.02, now)
+            estimator.observe(8_000, 0.02 + 8_000 / 0.25e6, now)
+        estimator.observe(300, 0.02 + 300 / 0.25e6 + random.uniform(0, 0.004), now)
+
+    link = estimator.link(20.0)
+
+    assert link is not None
+    assert 1 / link.seconds_per_byte == pytest.approx(0.25e6, rel=0.1)
+    assert estimator.felt_age(20.0) == pytest.approx(2.0)
 
 
 def test_a_round_trip_that_grew_is_followed():
