@@ -16,6 +16,7 @@ from enum import StrEnum
 from dovetail.ladder import Conditions, Ladder, Parts, RungCost
 from dovetail.measure import Link, Window
 
+_TELLING = 0.2  # share of the longest head or tail that a rung must run to tell its speed
 _ENOUGH = 3  # requests before a rung's own measurement is believed over the model
 
 
@@ -204,11 +205,17 @@ def _estimate(rung: RungCost, view: View) -> Estimate:
 
 
 def _speed(ladder: Ladder, measured: Mapping[str, Measured], part: str, prior: float) -> float:
-    """Measured over profiled seconds, over all measured rungs, each weighed by its requests."""
+    """Measured over profiled seconds, over all measured rungs, each weighed by its requests.
+
+    Rungs that run only a small piece there are left out: a piece of a few percent, with what every
+    request costs besides, says twice the speed or half of it about the rest, and a device that was
+    fast enough would look too slow to answer alone just when the link is gone.
+    """
+    most = max((getattr(rung, part) for rung in ladder), default=0.0)
     seen = expected = 0.0
     for rung_id, own in measured.items():
         profiled = getattr(ladder.get(rung_id), part)
-        if profiled > 0:
+        if profiled > _TELLING * most:
             seen += own.count * getattr(own.parts, part)
             expected += own.count * profiled
     return seen / expected if expected > 0 else prior

@@ -5,8 +5,9 @@ from tests.tiny_bundle import TinyBundle, write_tiny_bundle
 
 from dovetail.api import HybridDeployment, parse_manifest
 from dovetail.control import KEPT_MOVES, State, Terms, start, step, terms
+from dovetail.decide import Policy, observe
 from dovetail.errors import ManifestError, UnknownRung
-from dovetail.ladder import Conditions, Ladder
+from dovetail.ladder import Conditions, Ladder, Parts, RungCost
 from dovetail.measure import Link, Sample, Window
 
 
@@ -250,3 +251,25 @@ def test_one_window_on_a_busy_machine_changes_no_speed(tiny: TinyBundle) -> None
 
     assert again.plan.ladder == settled.ladder
     assert stays.conditions.edge == pytest.approx(50.0, rel=0.05)
+
+
+def test_a_piece_of_a_few_percent_says_nothing_of_the_whole_device() -> None:
+    """What every request costs besides would look like a device twice as slow."""
+    costs = {"encode": 0.0, "decode": 0.0, "bytes_down": 0, "bytes_up": 1000.0, "codec": "int4"}
+    ladder = Ladder(
+        rungs=(
+            RungCost(id="cut1", cut=1, head=0.001, tail=0.029, **costs),
+            RungCost(id="cut2", cut=2, head=0.010, tail=0.020, **costs),
+            RungCost(id="edge", cut=3, head=0.030, tail=0.0, **costs),
+        )
+    )
+    prior = Conditions(edge=5.0)
+
+    def speed(rung: str, head: float) -> float:
+        parts = Parts(head=head, tail=ladder.get(rung).tail)
+        window = Window()
+        window.add(Sample(rung, parts, parts.total, "ok"))
+        return observe(ladder, window, None, Policy(), prior).conditions.edge
+
+    assert speed("cut1", 0.010) == 5.0
+    assert speed("cut2", 0.060) == pytest.approx(6.0, rel=0.05)
