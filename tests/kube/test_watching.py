@@ -156,5 +156,5 @@ def test_deletes_while_the_api_server_was_dead_are_told_after_a_410(server, watc
         assert len(store) == 3
         assert informer.healthy
     finally:
-        process.terminate()
+        process.kill()  # told to end, it would wait for open watches
         process.wait()
