@@ -8,7 +8,13 @@ from tests.proving import light, models, words
 pytestmark = pytest.mark.models
 
 # Rows that the trained models get right; the rest of the 32 lines are too faint for `ppocr-cls`.
-RIGHT = {"page-orientation": 32, "ppocr-cls": 28, "magika": 23}
+RIGHT = {
+    "page-orientation": 32,
+    "page-orientation-qdq": 32,
+    "ppocr-cls": 28,
+    "ppocr-cls-half": 28,
+    "magika": 23,
+}
 
 
 def answers(model, rows):

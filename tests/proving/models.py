@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from examples.page_orientation import pages
 from examples.registry import Package, fetch
-from tests.proving import efficientnet, light, photos, speech, words
+from tests.proving import derived, efficientnet, light, photos, speech, words
 
 from dovetail import bundle
 from dovetail.tensor import Array
@@ -38,8 +38,8 @@ class ProvingModel:
         bind: symbolic dimension -> size; the batch stays free where the model leaves it free.
         image: how the input was made of pixels; None where it is no image.
         labels: gives one label per row; None where nothing is known.
-        traits: what makes the network hard: `if`, `quantised`, `outputs`, `recurrent`, `integer`,
-            `text`, `dynamic` (height and width), `seeded` (random weights).
+        traits: what makes the network hard: `if`, `quantised`, `half` (float16), `outputs`,
+            `recurrent`, `integer`, `text`, `dynamic` (height and width), `seeded` (random weights).
     """
 
     name: str
@@ -289,6 +289,29 @@ _MODELS = {
             partial(_text_rows, types=False),
             bind={"sequence_length": TOKENS},
             traits=frozenset({"outputs", "integer", "text"}),
+        ),
+        ProvingModel(
+            "page-orientation-qdq",
+            lambda: derived.qdq(pages.model_path(), pages.rows("calibration")[:_LINES]),
+            partial(pages.rows, "calibration"),
+            image=pages.IMAGE,
+            labels=partial(pages.labels, "calibration"),
+            traits=frozenset({"quantised"}),
+        ),
+        ProvingModel(
+            "paraphrase-minilm-dynamic",
+            lambda: derived.dynamic(_file(_PARAPHRASE, "L3-v2.onnx")()),
+            partial(_text_rows, types=False),
+            bind={"sequence_length": TOKENS},
+            traits=frozenset({"quantised", "outputs", "integer", "text"}),
+        ),
+        ProvingModel(
+            "ppocr-cls-half",
+            lambda: derived.half(_file(_RAPIDOCR, "cls_mobile.onnx")()),
+            lambda: derived.halved(_cls_rows()),
+            image=bundle.Image(input="x", mean=_HALF, std=_HALF),
+            labels=_cls_labels,
+            traits=frozenset({"half", "dynamic"}),
         ),
     )
 }
