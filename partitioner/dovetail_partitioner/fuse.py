@@ -11,7 +11,10 @@ uses the structure they share:
 3. cheap ops that lead only to one cheap op join it (layer norm, GELU, SiLU, softmax with scale and
    mask), and then join what makes their only input, by rule 1;
 4. a heavy op that leads only to such a group joins it (attention scores, residual Add), as does the
-   MatMul that is softmax's only reader.
+   MatMul that is softmax's only reader;
+5. cheap ops between a graph input and one group join the group, unless they drop values. What they
+   make is the input in another dress (quantised, scaled, transposed): a codec of the input does as
+   well, and a cut there would call raw data masked.
 
 Every step joins a group with its only predecessor, its only successor, or a convex set, so the
 quotient stays acyclic: a downset of groups is a downset of ops. Contracting more than ONNX Runtime
@@ -20,6 +23,7 @@ fuses only leaves out cuts that move bytes for no gain; contracting less only co
 
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
+from math import prod
 from typing import Final
 
 from dovetail_partitioner.graph import Graph
@@ -127,6 +131,8 @@ def fuse(graph: Graph) -> tuple[tuple[int, ...], ...]:
         groups.join_maker(op.index)
     for op in graph.ops:
         groups.join_heavy(op.index)
+    for op in graph.ops:
+        groups.join_reader(op.index)
     return groups.ordered()
 
 
@@ -203,6 +209,18 @@ class _Groups:
         ):
             self._join(reader, group)
 
+    def join_reader(self, index: int) -> None:
+        """Rule 5: a cheap group that only dresses up the graph's inputs joins its only reader."""
+        group = self._of[index]
+        reads, after = self._reads(group), self._after[group]
+        if not reads or not reads.issubset(self._graph.inputs) or not self._is_cheap(group):
+            return
+        writes = self._writes(group)
+        if len(after) != 1 or self._outputs.intersection(writes):
+            return
+        if self._values(writes) >= self._values(reads):
+            self._join(next(iter(after)), group)
+
     def ordered(self) -> tuple[tuple[int, ...], ...]:
         """Groups in topological order of the quotient, the smallest member first."""
         waiting = {group: len(before) for group, before in self._before.items()}
@@ -259,6 +277,11 @@ class _Groups:
 
     def _bytes_out(self, group: int) -> int:
         return sum(self._graph.tensors[name].nbytes for name in self._writes(group))
+
+    def _values(self, names: Iterable[str]) -> int:
+        """How many values tensors hold in one row."""
+        shapes = (self._graph.tensors[name].shape for name in names)
+        return sum(prod(dim for dim in shape if isinstance(dim, int)) for shape in shapes)
 
     def _is_convex(self, groups: Iterable[int]) -> bool:
         """Whether no path leaves the set and comes back."""

@@ -30,13 +30,16 @@ class Offer:
         Raises:
             ProofError: `cloud` or `edge`, which change nothing, are not the whole model.
         """
-        count = len(self._trial.config.segments)
+        config = self._trial.config
+        count = len(config.segments)
+        inputs = {spec.name for spec in config.inputs}
+        raw = [cut for cut in range(count) if inputs.intersection(config.crossing(cut))]
         always = {rung_id(0, "raw", count), rung_id(count, "raw", count)}
         chosen = frozenset(always)
         while True:
             usable = Ladder(rungs=tuple(r for r in ladder.rungs if r.id not in self.dropped))
             if repeatable:
-                choice = choose(usable, always)
+                choice = choose(usable, always, raw)
                 chosen, self.regret = choice.rungs, choice.regret
             todo = {
                 r.id: (r.cut, r.codec) for r in usable.rungs if r.id in chosen - self.effects.keys()

@@ -78,7 +78,7 @@ class Choice:
     regret: float
 
 
-def choose(ladder: Ladder, always: Collection[str]) -> Choice:
+def choose(ladder: Ladder, always: Collection[str], raw: Collection[int]) -> Choice:
     """Choose few rungs that are within 2 % of the best for everyone, everywhere in the sweep.
 
     Everyone: least latency or most throughput; raw input that may or may not leave the device.
@@ -86,8 +86,9 @@ def choose(ladder: Ladder, always: Collection[str]) -> Choice:
     Args:
         ladder: every rung that may be offered.
         always: rungs that are offered whatever they cost.
+        raw: cuts that raw input crosses at.
     """
-    losses = _losses(ladder)
+    losses = _losses(ladder, raw)
     near = losses <= _NEAR
     picked = [i for i, rung in enumerate(ladder.rungs) if rung.id in always]
     open_points = ~near[picked].any(axis=0)
@@ -100,18 +101,18 @@ def choose(ladder: Ladder, always: Collection[str]) -> Choice:
     return Choice(frozenset(ladder.rungs[i].id for i in picked), regret)
 
 
-def _losses(ladder: Ladder) -> Times:
+def _losses(ladder: Ladder, raw: Collection[int]) -> Times:
     """[rungs, points] how much worse than the point's best a rung is; infinite if not allowed.
 
-    A point is a goal, a range of cuts that is allowed, and conditions.
+    A point is a goal, whether raw input may leave the device, and conditions.
     """
     conditions = tuple(sweep())
-    cuts = np.array([rung.cut for rung in ladder.rungs])
+    leaks = np.array([rung.cut in raw for rung in ladder.rungs])
     points = []
     for score in (_latency, _period):
         times = np.array([[score(rung, at) for at in conditions] for rung in ladder.rungs])
-        for shallowest in (0, 1):
-            allowed = np.where((cuts >= shallowest)[:, None], times, np.inf)
+        for barred in (np.zeros_like(leaks), leaks):
+            allowed = np.where(barred[:, None], np.inf, times)
             points.append(allowed / allowed.min(axis=0) - 1.0)
     return np.concatenate(points, axis=1)
 

@@ -10,14 +10,21 @@ KINDS = ["Conv", "Relu", "Add", "Softmax", "MatMul", "Concat", "Split"]
 KINDS += ["DynamicQuantizeLinear", "DequantizeLinear", "QuantizeLinear"]
 
 
+def tensor(name: str, nbytes: int) -> TensorInfo:
+    if name.startswith("q"):
+        return TensorInfo(name, "uint8", (nbytes,), nbytes)
+    return TensorInfo(name, "float32", (nbytes // 4,), nbytes)
+
+
 def build(
     ops: list[tuple[str, list[str], list[str]]], outputs: list[str], sizes: dict[str, int]
 ) -> Graph:
-    """A graph from (type, reads, writes); a tensor is 64 bytes unless `sizes` says otherwise."""
+    """A graph from (type, reads, writes); a tensor is 64 bytes unless `sizes` says otherwise.
+
+    Tensors are float32; those whose name begins with q are uint8.
+    """
     made = [name for _, _, writes in ops for name in writes]
-    tensors = {
-        name: TensorInfo(name, "float32", (1,), sizes.get(name, 64)) for name in ["x", *made]
-    }
+    tensors = {name: tensor(name, sizes.get(name, 64)) for name in ["x", *made]}
     return Graph(
         tuple(
             Op(i, f"op{i}", kind, tuple(reads), tuple(writes))
@@ -128,12 +135,26 @@ def test_a_quantised_unit_is_cut_at_its_codes() -> None:
         sizes,
     )
 
-    unit = ["DequantizeLinear", "Conv", "Relu", "QuantizeLinear"]
     assert grouped(graph) == [
-        ["QuantizeLinear"],
-        unit,
+        ["QuantizeLinear", "DequantizeLinear", "Conv", "Relu", "QuantizeLinear"],
         ["DequantizeLinear", "Conv", "QuantizeLinear"],
     ]
+
+
+def test_the_input_in_another_dress_is_no_place_to_cut() -> None:
+    """Verify that scaling joins what it feeds: behind it the raw input would pass as masked."""
+    graph = build(
+        [("Sub", ["x"], ["a"]), ("Cast", ["a"], ["b"]), ("Conv", ["b"], ["y"])], ["y"], {"y": 16}
+    )
+
+    assert grouped(graph) == [["Sub", "Cast", "Conv"]]
+
+
+def test_an_input_of_which_a_part_is_kept_is_a_place_to_cut() -> None:
+    """Verify that an op that drops values stands alone, though it reads the input only."""
+    graph = build([("ReduceMean", ["x"], ["a"]), ("Conv", ["a"], ["y"])], ["y"], {"a": 16})
+
+    assert grouped(graph) == [["ReduceMean"], ["Conv"]]
 
 
 def test_a_dynamically_quantised_input_stays_with_all_its_readers() -> None:

@@ -46,15 +46,18 @@ def ladders(draw: st.DrawFn) -> Ladder:
 
 
 @settings(max_examples=20)
-@given(ladders())
-def test_what_is_offered_is_within_two_percent_of_everything(ladder: Ladder) -> None:
+@given(ladders(), st.sets(st.integers(1, 3)))
+def test_what_is_offered_is_within_two_percent_of_everything(
+    ladder: Ladder, others: set[int]
+) -> None:
     """Whatever link, device and privacy: the best that is offered is near the best there is."""
-    choice = choose(ladder, ("edge",))
+    raw = {0, *others}  # a cut may part what reads a second input late
+    choice = choose(ladder, ("edge",), raw)
     offered = ladder.only(choice.rungs)
 
     assert choice.regret <= 0.02
-    for shallowest in (0, 1):
-        inside = [r.id for r in ladder.rungs if r.cut >= shallowest]
+    for barred in (set(), raw):
+        inside = [r.id for r in ladder.rungs if r.cut not in barred]
         kept = [r for r in inside if r in choice.rungs]
         for at in sweep():
             best = ladder.only(inside).best(at).predict(at).total
@@ -71,7 +74,21 @@ def test_a_rung_that_wins_nowhere_is_left_out() -> None:
         )
     )
 
-    assert choose(ladder, ("cloud", "edge")).rungs == {"cloud", "edge"}
+    assert choose(ladder, ("cloud", "edge"), [0]).rungs == {"cloud", "edge"}
+
+
+def test_a_cut_that_leaks_the_input_is_not_offered_for_keeping_it() -> None:
+    """A middle cut that is slower than all-cloud has a place only if raw input stays behind it."""
+    ladder = Ladder(
+        rungs=(
+            rung("cloud", 0, 0.0, 0.01, 1e4),
+            rung("cut1", 1, 0.001, 0.01, 1.2e4),
+            rung("edge", 2, 0.01, 0.0, 0.0),
+        )
+    )
+
+    assert "cut1" in choose(ladder, ("cloud", "edge"), [0]).rungs
+    assert "cut1" not in choose(ladder, ("cloud", "edge"), [0, 1]).rungs
 
 
 def test_what_is_always_offered_stays_though_it_never_wins() -> None:
@@ -80,7 +97,7 @@ def test_what_is_always_offered_stays_though_it_never_wins() -> None:
         rungs=(rung("cloud", 0, 0.0, 9.0, 1e9), rung("edge", 1, 1e-3, 0.0, 0.0)),
     )
 
-    assert "cloud" in choose(ladder, ("cloud", "edge")).rungs
+    assert "cloud" in choose(ladder, ("cloud", "edge"), [0]).rungs
 
 
 def test_the_shares_of_the_sweep_add_up_to_one() -> None:
