@@ -346,7 +346,10 @@ class LinkEstimator:
         # round trip may have grown since the older ones.
         since = crossings[-1][0].at - 5 * self._half_life
         least = min(c.seconds for c, _ in crossings if c.at >= since)
-        trip = _median((t.seconds, w) for t, w in trips) if trips else least / 2
+        # The quickest of the last few empty trips: what a busy machine adds comes and goes, and a
+        # round trip taken too long leaves no time for the bytes, which then seem to cost nothing.
+        lately = [t.seconds for t, _ in trips if t.at >= trips[-1][0].at - 6 * self._half_life]
+        trip = min(lately, default=least / 2)
         rtt = min(trip, least)
         # What a few bytes took beyond the round trip may be no more than how much round trips
         # vary: taken at its word, a lucky one would promise gigabits and send the largest rung
