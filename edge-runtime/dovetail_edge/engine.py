@@ -20,7 +20,7 @@ Reference: RFC 6298 (smoothed mean and deviation), section 2.
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ from dovetail.bundle import Bundle
 from dovetail.codecs import CodecSet
 from dovetail.errors import InvalidTensor
 from dovetail.runtime import SegmentRuntime
-from dovetail.tensor import Array
+from dovetail.tensor import Array, TensorSpec
 from dovetail.wire import WireTensor
 
 _GAIN = 1 / 8
@@ -132,14 +132,13 @@ class Engine:
         return live, total
 
     def prepare(self, codec: str, names: tuple[str, ...]) -> None:
-        """Build what `encode` needs, so that no request waits for it, or fails without it.
+        """Encode zeros once, so that no request waits for a codec's first use, or fails in it.
 
         Raises:
             UnknownRung: the bundle has no such codec for one of the tensors.
             MissingTool: the codec needs a library that is not installed.
         """
-        for name in names:
-            self._codecs.of(self._codecs.effective(codec, name), name)
+        self._codecs.pack(codec, _zeros(self._runtime.config.spec(name) for name in names), names)
 
     def encode(
         self, codec: str, env: Mapping[str, Array], names: tuple[str, ...]
@@ -190,13 +189,7 @@ class Engine:
         """Run on zeros: the first run allocates, and a deadline needs a first estimate."""
         if not self._runtime.units:
             return  # everything runs in the cloud
-        config = self._runtime.config
-        env: Mapping[str, Array] = {
-            spec.name: np.zeros(
-                [1 if isinstance(dim, str) else dim for dim in spec.shape], spec.dtype
-            )
-            for spec in config.inputs
-        }
+        env = _zeros(self._runtime.config.inputs)
         for _ in range(2):  # the first is slower than any later one
             for expected in self._expected.values():
                 expected.seen = False
@@ -204,3 +197,11 @@ class Engine:
                 self.run(env, 0, self._runtime.units[-1].last, 1)
             except InvalidTensor:
                 return  # a model may refuse zeros; its first request is the first estimate
+
+
+def _zeros(specs: Iterable[TensorSpec]) -> dict[str, Array]:
+    """One row of zeros for each declaration."""
+    return {
+        spec.name: np.zeros([1 if isinstance(dim, str) else dim for dim in spec.shape], spec.dtype)
+        for spec in specs
+    }
