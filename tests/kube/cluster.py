@@ -1,6 +1,7 @@
 """One namespace of a test: a person's and a controller's hand on the API server."""
 
-import yaml
+import json
+
 from tests.kube.controllers import JOBS, finish, merge, roll_out, serve
 from tests.kube.operators import NAMESPACE, until
 from tests.kube.resources import minimal, resource
@@ -68,7 +69,7 @@ class Cluster:
 
     def serve_config(self, pool="default"):
         service = self.server.request("GET", f"{RAYS}/{pool}")
-        return yaml.safe_load(service["spec"]["serveConfigV2"])
+        return json.loads(service["spec"]["serveConfigV2"])
 
     def ready(self, made, name="page"):
         """Bring a deployment to Ready."""

@@ -9,7 +9,6 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-import yaml
 from tests.kube.apiserver import ApiServer, Json
 
 JOBS = "/apis/batch/v1/namespaces/{}/jobs"
@@ -86,7 +85,7 @@ def roll_out(server: ApiServer, daemon_set: Json, nodes: int = 1) -> None:
 
 def serve(server: ApiServer, service: Json, state: str = "RUNNING") -> None:
     """Report every application in a RayService's config as in that state."""
-    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    config = json.loads(service["spec"]["serveConfigV2"])
     applications = {
         item["name"]: {"status": state, "message": "as asked"} for item in config["applications"]
     }

@@ -1,0 +1,114 @@
+"""Slow hands that go on: what an operator that starts makes of the plan it finds."""
+
+import pytest
+from tests.tiny_bundle import write_tiny_bundle
+
+from dovetail.api import parse_manifest
+from dovetail.control import terms
+from dovetail.errors import UnknownRung
+from dovetail.ladder import Conditions
+from dovetail_operator.hands import Hands, resume
+from dovetail_operator.record import Record, partition_hash
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+def deployment(**spec):
+    return parse_manifest(
+        {
+            "apiVersion": "dovetail.dev/v1alpha1",
+            "kind": "HybridDeployment",
+            "metadata": {"name": "page"},
+            "spec": {
+                "model": {"uri": "https://models.example/page.onnx"},
+                "quality": {"minTop1Agreement": 0, "maxError": 9},
+                **spec,
+            },
+        },
+        "test",
+    )
+
+
+def terms_of(tiny, **spec):
+    made = deployment(**spec)
+    return terms(
+        made,
+        made.spec.edge.classes[0],
+        bundle=tiny.bundle.digest,
+        config=tiny.bundle.config,
+        costs=tiny.costs,
+    )
+
+
+def test_a_plan_that_still_holds_is_gone_on_with_as_it_is(tiny):
+    """Verify that a restart publishes no new generation."""
+    own = terms_of(tiny)
+    plan = own.plan(7, "cut1-int8", Conditions(edge=3.0))
+
+    assert resume(own, plan).plan == plan
+
+
+@pytest.mark.parametrize(
+    ("spec", "default"),
+    [
+        pytest.param({"objective": {"deadline": "1s"}}, "cut1-int8", id="a deadline"),
+        pytest.param({"adapt": {"mode": "Paused"}}, "cut1-int8", id="a pause"),
+        pytest.param({"privacy": "Private"}, "edge", id="a privacy class that forbids its rung"),
+        pytest.param(
+            {"adapt": {"mode": "Manual"}, "split": {"rung": "cut2"}}, "cut2", id="a pinned rung"
+        ),
+    ],
+)
+def test_another_spec_is_the_next_generation_and_keeps_the_rung_where_it_may(tiny, spec, default):
+    """Verify that what differs gets a higher generation, and which rung it starts from."""
+    plan = terms_of(tiny).plan(7, "cut1-int8", Conditions())
+
+    state = resume(terms_of(tiny, **spec), plan)
+
+    assert (state.plan.generation, state.plan.default) == (8, default)
+
+
+def test_a_record_survives_its_config_map(tiny):
+    """Verify that what is written can be read again, and prices the same ladder."""
+    made = deployment()
+    record = Record.made(partition_hash(made), tiny.bundle.digest, tiny.bundle.config, tiny.costs)
+    hand = Hands().ensure(made, 1, record)["default"]
+    owner = {
+        "apiVersion": "v1",
+        "kind": "X",
+        "metadata": {"name": "page", "namespace": "default", "uid": "u"},
+    }
+    item = record.config_map(owner, {"default": hand.state.plan})
+
+    read = Record.read(item)
+
+    assert read.plan("default") == hand.state.plan
+    assert Hands().ensure(made, 1, read)["default"].terms == terms_of(tiny)
+
+
+def test_a_hand_never_goes_back_behind_what_it_decided(tiny):
+    """Verify that a spec that comes back raises the generation instead of using an old one."""
+    hands, free = Hands(), deployment()
+    pinned = deployment(adapt={"mode": "Manual"}, split={"rung": "cut2"})
+    record = Record.made("p", tiny.bundle.digest, tiny.bundle.config, tiny.costs)
+
+    seen = [
+        hands.ensure(one, generation, record)["default"].state.plan.generation
+        for generation, one in enumerate((free, pinned, free, free), 1)
+    ]
+
+    assert seen == [1, 2, 3, 3]
+
+
+def test_a_pinned_rung_that_is_not_there_changes_nothing(tiny):
+    """Verify that a bad spec raises and leaves the hands as they were."""
+    hands, record = Hands(), Record.made("p", tiny.bundle.digest, tiny.bundle.config, tiny.costs)
+    before = hands.ensure(deployment(), 1, record)
+
+    with pytest.raises(UnknownRung, match="cut9"):
+        hands.ensure(deployment(adapt={"mode": "Manual"}, split={"rung": "cut9"}), 2, record)
+
+    assert hands.get("default/page") == before
