@@ -6,7 +6,8 @@ Conditions follow `metav1.Condition`, so that `kubectl wait --for=condition=Read
 sums up, and `Partitioned`, `TailAvailable`, `EdgeAvailable`, `Moving` and `Degraded` say why.
 """
 
-from typing import Annotated, Literal
+from datetime import UTC, datetime
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints
 
@@ -34,6 +35,11 @@ ConditionType = Literal[
 ]
 
 
+def moment(at: float) -> str:
+    """A time, seconds since the epoch, as Kubernetes writes it."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 class Condition(Checked):
     """One thing that holds or does not, since when and why.
 
@@ -54,6 +60,31 @@ class Condition(Checked):
     message: Message
 
 
+class MoveStatus(Checked):
+    """A move of the cut.
+
+    Attributes:
+        at: when it was made.
+        source: the rung left.
+        target: the rung chosen.
+        reason: why, in one word.
+        message: why, with figures.
+    """
+
+    at: Moment
+    source: RungId
+    target: RungId
+    reason: Annotated[str, StringConstraints(max_length=128)]
+    message: Annotated[str, StringConstraints(max_length=1024)]
+
+    @classmethod
+    def of(cls, at: float, source: str, target: str, reason: str, message: str) -> Self:
+        """A move made at `at`, seconds since the epoch."""
+        return cls(
+            at=moment(at), source=source, target=target, reason=reason, message=message[:1024]
+        )
+
+
 class ClassStatus(Checked):
     """What one device class runs.
 
@@ -61,11 +92,13 @@ class ClassStatus(Checked):
         name: the device class, as in `spec.edge.classes`.
         rung: the rung that its edges start from.
         plan_generation: generation of the plan that says so.
+        moves: the last moves, newest last.
     """
 
     name: Label
     rung: RungId | None = None
     plan_generation: Generation = 0
+    moves: Annotated[tuple[MoveStatus, ...], Field(max_length=10)] = ()
 
 
 class Status(Checked):
