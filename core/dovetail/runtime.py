@@ -8,13 +8,16 @@ so a model is its header, the node fragments and weight fragments of the range, 
 inputs and outputs, one behind the other.
 
 Weights are external data in the bundle's blob folder, which ONNX Runtime maps; two sessions that
-use one weight map the same pages.
+use one weight map the same pages. Activations come from one arena that all sessions share. With one
+each, a segment writes into memory that the segment before it has not just used and that is in no
+cache: half of what cutting cost, up to 5 % of a small network's time at a single wide cut.
 """
 
 import itertools
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import onnxruntime as ort
@@ -91,7 +94,9 @@ def session_options(*, threads: int, optimize: bool) -> ort.SessionOptions:
             its neighbours, often share cores.
         optimize: off gives results that are equal bit for bit whatever the cut.
     """
+    _share_arena()
     options = ort.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
@@ -99,6 +104,16 @@ def session_options(*, threads: int, optimize: bool) -> ort.SessionOptions:
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     return options
+
+
+@cache
+def _share_arena() -> None:
+    """Give this process one arena for the activations of all sessions that ask for it."""
+    cpu = ort.OrtMemoryInfo(
+        "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
+    )
+    # Grow by what is asked for: doubling, the default, would keep up to twice of what is used.
+    ort.create_and_register_allocator(cpu, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
 class SegmentRuntime:
