@@ -5,7 +5,7 @@ any crash changes nothing. What is left out here is deleted there. Pods run unde
 restricted profile but for one thing: an edge keeps its bundles on a path of its node, because a
 container that restarts while the node is offline must find them there.
 
-How a Job tells its result: as its termination message, see docs/adr/0007.
+How a Job tells its result: as its termination message, see docs/adr/0008.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """List, then watch, for ever: keeps a store equal to the cluster and tells what changed.
 
-Why our own: see docs/adr/0006. Reconciling is level-triggered, so all that is promised is that a
+Why our own: see docs/adr/0007. Reconciling is level-triggered, so all that is promised is that a
 change is told at least once and that the store ends up right, whatever was lost on the way. Four
 things make that true. A watch that is answered 410 begins again with a list, and what the list no
 longer holds is told as deleted: deletes that happened while nobody watched are in no event. Every

@@ -7,6 +7,7 @@ cannot be written now raises, and its key comes back later and later; what a per
 becomes a condition and does not come back by itself.
 """
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Final, Literal
 from pydantic import ValidationError
 
 from dovetail.api import HybridDeployment
-from dovetail.errors import BundleError, ManifestError, UnknownRung
+from dovetail.errors import BundleError, DovetailError, ManifestError, Unavailable, UnknownRung
 from dovetail.status import Status, moment
 from dovetail_operator import conditions, desired
 from dovetail_operator.client import STATUS_MANAGER, Api, ApiError, Conflict, Json
@@ -100,8 +101,9 @@ class Reconciler:
             findings = self._act(hybrid, deployment)
         except Conflict:
             raise
-        except ApiError as error:
-            self._report(hybrid, _refused(error))
+        except (ApiError, Unavailable) as error:
+            with contextlib.suppress(Unavailable):  # where it is the API server, nobody hears it
+                self._report(hybrid, _retrying(error))
             raise
         self._report(hybrid, findings)
 
@@ -293,9 +295,9 @@ def _invalid(error: ValidationError) -> Findings:
     return _nothing(Finding("True", "InvalidSpec", f"The spec does not hold: {faults}"))
 
 
-def _refused(error: ApiError) -> Findings:
-    message = f"The API server refuses what this deployment needs, and is asked again: {error}"
-    return _nothing(Finding("True", "Refused", message))
+def _retrying(error: DovetailError) -> Findings:
+    message = f"What this deployment needs could not be done, and is tried again: {error}"
+    return _nothing(Finding("True", "Retrying", message))
 
 
 def _nothing(degraded: Finding) -> Findings:

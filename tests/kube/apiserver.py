@@ -204,7 +204,7 @@ def _apiserver(program: Binary, home: Path, etcd: int, port: int) -> list[str]:
         "--service-account-issuer=https://kubernetes.default.svc",
         f"--service-account-key-file={home / 'accounts.key'}",
         f"--service-account-signing-key-file={home / 'accounts.key'}",
-        "--service-cluster-ip-range=10.96.0.0/24",
+        "--service-cluster-ip-range=10.96.0.0/16",
         "--allow-privileged=true",
         "--disable-admission-plugins=ServiceAccount",  # nobody is here to make the accounts
     ]

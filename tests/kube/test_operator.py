@@ -311,3 +311,15 @@ def test_without_kuberay_the_tail_condition_says_what_to_install(hybrid, registr
         assert "helm install kuberay-operator" in condition["message"]
         assert cluster.job()
     cluster.delete()
+
+
+def test_a_registry_that_is_away_is_reported_and_asked_again(hybrid, made, tmp_path):
+    """Verify that a retry is a condition with its cause, not a silent wait."""
+    install(hybrid)
+    cluster = Cluster(hybrid, "no-registry")
+    nobody = configuration("http://127.0.0.1:9")
+    with operator(hybrid, tmp_path, nobody, "--watch-namespace=no-registry"):
+        cluster.create()
+        finish(hybrid, cluster.job(), made)
+        assert "registry" in cluster.wait("Degraded", "Retrying")["message"]
+    cluster.delete()
