@@ -1,7 +1,8 @@
 """OpenTelemetry: every span and metric name once, and the set-up of a process.
 
 Rooms import this module and name no span or metric of their own, so a dashboard can be checked
-against one list. Only the API is imported here; without an SDK every call is a cheap no-op. The
+against one list. Only the API is imported here. Without an SDK a metric is a cheap no-op and a span
+is not even begun: the API's own no-op span costs a small request as much as its messages do. The
 SDK is loaded by `setup`, and only where a collector was named: nobody who does not ask for
 telemetry pays for it.
 
@@ -13,6 +14,7 @@ References: OpenTelemetry specification (metrics, trace); W3C Trace Context (`tr
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from opentelemetry import metrics, trace
@@ -38,7 +40,8 @@ STAGE: Final = "dovetail.stage"
 REASON: Final = "reason"
 DIRECTION: Final = "network.io.direction"
 
-tracer = trace.get_tracer("dovetail")
+_tracer = trace.get_tracer("dovetail")
+_no_span: Final = nullcontext(trace.INVALID_SPAN)
 _meter = metrics.get_meter("dovetail")
 _propagator = TraceContextTextMapPropagator()
 
@@ -101,6 +104,23 @@ def setup(service: str) -> None:
     trace.set_tracer_provider(traces)
     reader = PeriodicExportingMetricReader(OTLPMetricExporter())
     metrics.set_meter_provider(MeterProvider([reader], resource=resource))
+
+
+def span(
+    name: str, parent: Context | None = None, kind: trace.SpanKind = trace.SpanKind.INTERNAL
+) -> AbstractContextManager[trace.Span]:
+    """A span around a block; nothing at all while the process has no SDK.
+
+    A caller's trace still passes through such a process: the span in use stays the caller's.
+
+    Args:
+        name: one of the `SPAN_` names.
+        parent: the caller's trace; None for the span in use.
+        kind: its side of a call.
+    """
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return _no_span
+    return _tracer.start_as_current_span(name, parent, kind)
 
 
 def inject(headers: dict[str, str]) -> None:

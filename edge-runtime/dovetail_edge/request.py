@@ -152,7 +152,7 @@ class Request:
 
     def _head(self, feed: Mapping[str, Array]) -> tuple[dict[str, Array], list[WireTensor]]:
         route = self._route
-        with telemetry.tracer.start_as_current_span(telemetry.SPAN_HEAD):
+        with telemetry.span(telemetry.SPAN_HEAD):
             live, head = route.engine.run(feed, 0, route.rung.cut, self._rows)
             tensors, encode = route.engine.encode(route.rung.codec, live, route.crossing)
         self._parts = Parts(head=head, encode=encode)
@@ -161,7 +161,7 @@ class Request:
     def _ask(self, tensors: list[WireTensor], local: Continuation | None) -> RungAnswer:
         """Call the tail; once more, on a new connection, if it failed before the deadline."""
         tail = self._means.tail
-        with telemetry.tracer.start_as_current_span(telemetry.SPAN_CALL, kind=SpanKind.CLIENT):
+        with telemetry.span(telemetry.SPAN_CALL, kind=SpanKind.CLIENT):
             call: RungCall = tail.prepare(self._route, tensors, self._rows)
             self._up = len(call.body)
             try:

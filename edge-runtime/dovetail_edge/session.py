@@ -137,7 +137,7 @@ class Session:
         limit = deadline if deadline is not None else route.plan.deadline
         probe = hand.probe(limit, rows)
         request = Request(self._means, probe or route, rows, limit, probe=probe is not None)
-        with telemetry.tracer.start_as_current_span(telemetry.SPAN_REQUEST) as span:
+        with telemetry.span(telemetry.SPAN_REQUEST) as span:
             span.set_attribute(telemetry.RUNG, request.rung)
             span.set_attribute(telemetry.GENERATION, route.plan.generation)
             try:

@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+from opentelemetry import context
 
 from dovetail import telemetry
 
@@ -16,7 +17,7 @@ from dovetail.ladder import Parts
 from dovetail.measure import Sample
 telemetry.setup("dovetail-edge")
 headers = {}
-with telemetry.tracer.start_as_current_span(telemetry.SPAN_REQUEST):
+with telemetry.span(telemetry.SPAN_REQUEST):
     telemetry.inject(headers)
 telemetry.record(Sample("cut1", Parts(head=0.001), 0.002, "ok"))
 from opentelemetry import metrics, trace
@@ -71,5 +72,19 @@ def test_with_a_collector_spans_and_metrics_arrive_there() -> None:
 def test_a_missing_or_senseless_traceparent_is_no_error(headers: dict[str, str]) -> None:
     """A caller's header must not be able to break a request."""
     found = telemetry.extract(headers)
-    with telemetry.tracer.start_as_current_span("x", context=found) as span:
+    with telemetry.span("x", found) as span:
         assert not span.get_span_context().is_valid
+
+
+def test_a_callers_trace_passes_through_a_process_without_an_sdk() -> None:
+    """Nothing is recorded here, and whoever is called next still belongs to the trace."""
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    caller = telemetry.extract({"traceparent": parent})
+    assert caller is not None
+    token = context.attach(caller)
+    headers: dict[str, str] = {}
+    with telemetry.span(telemetry.SPAN_CALL):
+        telemetry.inject(headers)
+    context.detach(token)
+
+    assert headers == {"traceparent": parent}
