@@ -55,19 +55,31 @@ async def read_body(
         raise _too_large(int(declared), limits)
     parts: list[bytes] = []
     size, start = 0, loop.time()
+
+    def look() -> None:
+        """Give up where the body is behind the rate; else look again when it could be."""
+        nonlocal watch
+        due = start + _GRACE + size / limits.rate
+        if loop.time() < due:
+            watch = loop.call_at(due, look)
+        else:
+            floor.reschedule(due)
+
+    watch = loop.call_at(start + _GRACE, look)
     try:
-        async with asyncio.timeout_at(start + _GRACE) as floor:
+        async with asyncio.timeout(None) as floor:
             async for chunk in chunks:
                 parts.append(chunk)
                 size += len(chunk)
                 if size > limits.size:
                     raise _too_large(size, limits)
-                floor.reschedule(start + _GRACE + size / limits.rate)
     except TimeoutError as error:
         raise BodyTooSlow(
             f"the body brought {size} bytes in {loop.time() - start:.1f} s; at least "
             f"{limits.rate:.0f} bytes/s are expected"
         ) from error
+    finally:
+        watch.cancel()
     body = parts[0] if len(parts) == 1 else b"".join(parts)
     return body, time.perf_counter() - begin
 

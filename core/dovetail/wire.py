@@ -31,6 +31,7 @@ _ALIGN = 16  # the header is padded with spaces, so that the first tensor can be
 _MAX_RANK = 32
 _MAX_DIGITS = 18
 _MAX_HEADER = 4 << 20
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode  # built once: `dumps` builds one a call
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,16 +202,18 @@ def parse_timing(value: str) -> dict[str, float]:
     """Seconds by name from a `Server-Timing` value; what is not a duration is left out."""
     found: dict[str, float] = {}
     for entry in value.split(","):
-        name, *fields = (part.strip() for part in entry.split(";"))
-        for item in fields:
+        name, _, fields = entry.partition(";")
+        for item in fields.split(";"):
             key, _, number = item.partition("=")
+            if key.strip() != "dur":
+                continue
             try:
                 seconds = float(number) / 1e3
             except ValueError:
                 continue
             # NaN or a negative time from a peer would poison every average it enters.
-            if key == "dur" and 0 <= seconds < math.inf:
-                found[name] = seconds
+            if 0 <= seconds < math.inf:
+                found[name.strip()] = seconds
     return found
 
 
@@ -255,7 +258,7 @@ def _json_entry(tensor: WireTensor) -> dict[str, Any]:
 
 def _join(head: Mapping[str, Any], tensors: Iterable[WireTensor]) -> tuple[bytes, dict[str, str]]:
     buffers = [tensor.data for tensor in tensors]
-    text = json.dumps(head, separators=(",", ":")).encode()
+    text = _ENCODE(head).encode()
     if not buffers:
         return text, {"Content-Type": "application/json"}
     text += b" " * (-len(text) % _ALIGN)
