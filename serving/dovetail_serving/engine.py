@@ -10,6 +10,10 @@ an answer.
 
 All work of a request that is not waiting, from decoding to the bytes of the answer, happens in
 one visit to one compute thread: each hop between threads costs more than decoding a small tensor.
+For a computation of a millisecond the hops themselves are a tenth of the round trip, so a request
+that is alone here is computed where it is, on the event loop, if its kind was always that quick.
+The loop is held up that long and nobody is there to notice; as soon as two requests meet, and for
+a second after, all of them go to the threads, for what holds up the loop cannot gather a batch.
 Only decoded requests are joined, one by one, so a damaged one fails alone.
 
 Waiting is bounded in number. A request whose caller stops waiting is taken out: cancelling
@@ -19,10 +23,11 @@ Waiting is bounded in number. A request whose caller stops waiting is taken out:
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from math import inf
 
 import numpy as np
 
@@ -34,6 +39,10 @@ from dovetail.tensor import Array
 
 Key = tuple[object, ...]
 Answer = tuple[bytes, dict[str, str]]
+
+_QUICK = 0.002  # seconds the event loop may be held up
+_FADE = 0.9  # what a request leaves of the longest seen before it
+_APART = 1.0  # seconds without two requests at a time before one counts as alone
 
 
 @dataclass(slots=True, eq=False)
@@ -68,6 +77,7 @@ class Done:
 
 
 Entry = tuple[Job, asyncio.Future[Done]]
+Result = Done | Exception
 
 
 class Engine:
@@ -89,11 +99,24 @@ class Engine:
         self._free = concurrency
         self._waiting: deque[Entry] = deque()
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="compute")
+        self._longest: dict[int, float] = {}  # processor seconds a row behind a cut took, fading
+        self._visitors, self._met = 0, -inf
 
     @property
     def waiting(self) -> int:
         """Requests that wait for a compute thread."""
         return len(self._waiting)
+
+    @contextmanager
+    def visit(self) -> Iterator[None]:
+        """Around a request from its first byte on: says whether requests meet here."""
+        self._visitors += 1
+        if self._visitors > 1:
+            self._met = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._visitors -= 1
 
     async def compute(self, job: Job) -> Done:
         """Compute one request; call from the event loop. Cancelled while waiting, it never runs.
@@ -102,9 +125,11 @@ class Engine:
             Overloaded: too many requests wait already.
             DovetailError: it cannot be decoded or computed.
         """
-        loop = asyncio.get_running_loop()
+        if self._quick(job):
+            return _done(self._work([job])[0])
         if len(self._waiting) >= self._max_queue:
             raise Overloaded(f"{self._max_queue} requests wait already; try again in a second")
+        loop = asyncio.get_running_loop()
         future: asyncio.Future[Done] = loop.create_future()
         entry = (job, future)
         self._waiting.append(entry)
@@ -127,8 +152,7 @@ class Engine:
         while self._free and (batch := self._take()):
             self._free -= 1
             telemetry.queue_length.add(-len(batch))
-            task = loop.run_in_executor(self._threads, self._work, [job for job, _ in batch])
-            task.add_done_callback(partial(self._finish, batch))
+            self._threads.submit(self._compute, batch, loop)
 
     def _take(self) -> list[Entry]:
         """The first waiting request and those that fit beside it, in order of arrival."""
@@ -148,24 +172,33 @@ class Engine:
             self._waiting.remove(entry)
         return batch
 
-    def _finish(
-        self, batch: Sequence[Entry], task: asyncio.Future[list[Done | DovetailError]]
-    ) -> None:
+    def _quick(self, job: Job) -> bool:
+        """Whether it is alone and the loop may be held up for as long as it takes."""
+        alone = self._visitors <= 1 and time.perf_counter() - self._met > _APART
+        return alone and not self._waiting and self._longest.get(job.cut, inf) * job.rows < _QUICK
+
+    def _compute(self, batch: Sequence[Entry], loop: asyncio.AbstractEventLoop) -> None:
+        """Compute a batch in a compute thread and hand the results to the loop, in one hop."""
+        try:
+            results: Sequence[Result] = self._work([job for job, _ in batch])
+        except Exception as error:  # noqa: BLE001  a defect must not leave requests waiting
+            results = [error] * len(batch)
+        loop.call_soon_threadsafe(self._finish, batch, results)
+
+    def _finish(self, batch: Sequence[Entry], results: Sequence[Result]) -> None:
         self._free += 1
-        error = task.exception()
-        results = [error] * len(batch) if error else task.result()
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():
                 continue
-            if isinstance(result, BaseException):
-                future.set_exception(result)
-            else:
+            if isinstance(result, Done):
                 future.set_result(result)
+            else:
+                future.set_exception(result)
         self._start()
 
     def _work(self, jobs: Sequence[Job]) -> list[Done | DovetailError]:
-        """Decode, compute and encode a batch; runs in a compute thread."""
-        started = time.perf_counter()
+        """Decode, compute and encode a batch."""
+        started, own = time.perf_counter(), time.thread_time()
         envs = [_decode(job) for job in jobs]
         good = [env for env in envs if not isinstance(env, DovetailError)]
         if not good:
@@ -191,6 +224,8 @@ class Engine:
             results.append(Done(answer, *times))
             first += job.rows
         telemetry.batch_size.record(first)
+        cut, took = jobs[0].cut, (time.thread_time() - own) / first
+        self._longest[cut] = max(took, _FADE * self._longest.get(cut, 0.0))
         return results
 
 
@@ -220,6 +255,12 @@ def _decode(job: Job) -> Mapping[str, Array] | DovetailError:
         return job.decode()
     except DovetailError as error:
         return error
+
+
+def _done(result: Result) -> Done:
+    if isinstance(result, Done):
+        return result
+    raise result
 
 
 def _rows(outputs: Mapping[str, Array], first: int, count: int) -> Mapping[str, Array]:

@@ -152,14 +152,13 @@ class Tail:
         parent = telemetry.extract(request.headers)
         if parent is None:
             return await self._infer(request)
-        with telemetry.tracer.start_as_current_span(
-            telemetry.SPAN_TAIL, parent, kind=SpanKind.SERVER
-        ):
+        with telemetry.span(telemetry.SPAN_TAIL, parent, SpanKind.SERVER):
             return await self._infer(request)
 
     async def _infer(self, request: Request) -> Response:
         try:
-            return await self._compute(request)
+            with self._engine.visit():
+                return await self._compute(request)
         except DovetailError as error:
             self._reporter.count(f"error.{error.code}")
             raise

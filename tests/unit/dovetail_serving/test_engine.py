@@ -21,11 +21,13 @@ class WatchedRuntime(SegmentRuntime):
     def __init__(self, tiny: TinyBundle) -> None:
         super().__init__(tiny.bundle, (0, 1, 2, 3), optimize=False)
         self.passes: list[int] = []
+        self.threads: list[int] = []
         self.go = threading.Event()
 
     def run(self, env: Mapping[str, Array], start: int, stop: int, **more: object):
         self.go.wait(30)
         self.passes.append(len(next(iter(env.values()))))
+        self.threads.append(threading.get_ident())
         return super().run(env, start, stop, **more)
 
 
@@ -144,6 +146,47 @@ def test_a_request_the_segments_refuse_fails_alone(tiny: TinyBundle):
     assert isinstance(done[2], DovetailError)
     want = tiny.whole(rows(1, seed=1))["scores"]
     np.testing.assert_allclose(bench.answers[1], want, rtol=0, atol=1e-5)
+
+
+def test_a_quick_request_that_is_alone_is_computed_without_a_hop(tiny: TinyBundle):
+    """Where its kind is known to be quick; the first one, of which nothing is known, is not."""
+    bench = Bench(tiny)
+    bench.runtime.go.set()
+
+    async def alone() -> None:
+        for number in range(100):  # the first ones, met cold, may not count as quick
+            with bench.engine.visit():
+                await bench.engine.compute(bench.job(number))
+
+    bench.drive(alone())
+
+    here = threading.get_ident()
+    assert bench.runtime.threads[0] != here
+    assert bench.runtime.threads[-1] == here
+    np.testing.assert_allclose(
+        bench.answers[99], tiny.whole(rows(1, seed=99))["scores"], rtol=0, atol=1e-5
+    )
+
+
+def test_requests_that_meet_are_computed_in_a_thread_so_that_they_gather(tiny: TinyBundle):
+    """While one is still arriving, a quick one does not hold up the loop it arrives on."""
+    bench = Bench(tiny)
+    bench.runtime.go.set()
+
+    async def main() -> None:
+        for number in range(100):
+            with bench.engine.visit():
+                await bench.engine.compute(bench.job(number))
+        with bench.engine.visit(), bench.engine.visit():
+            await bench.engine.compute(bench.job(100))
+        with bench.engine.visit():
+            await bench.engine.compute(bench.job(101))  # alone again, but only just
+
+    bench.drive(main())
+
+    here = threading.get_ident()
+    assert bench.runtime.threads[99] == here
+    assert here not in bench.runtime.threads[100:]
 
 
 def test_a_full_queue_refuses_the_next_request_and_serves_the_others(tiny: TinyBundle):
