@@ -76,7 +76,7 @@ def _measure(
         for _ in range(30):
             sample = session.infer_detailed(feed, deadline=_LATE).sample
         headers = {empty.ANSWER_HEADER: str(sample.bytes_down)}
-        call = Call("POST", f"/{empty.NAME}/infer", headers, bytes(sample.bytes_up))
+        call = Call("POST", f"/{empty.NAME}/infer", headers, (bytes(sample.bytes_up),))
         variants = {
             "empty": lambda: link.call(call, time.monotonic() + _LATE).seconds,
             "rung": lambda: _kept(samples, session.infer_detailed(feed, deadline=_LATE).sample),

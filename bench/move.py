@@ -150,7 +150,7 @@ class _Clients:
         inputs = tuple(WireTensor.of(name, array) for name, array in row.items())
         body, headers = build_request(InferRequest(inputs))
         path = f"/v2/models/{self._cut.bundle.config.model.name}/infer"
-        call = Call("POST", path, headers, body)
+        call = Call("POST", path, headers, (body,))
         wanted = networks.whole_answer(self._cut, number)
         while not self._stop.is_set():
             begin = time.monotonic()

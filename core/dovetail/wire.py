@@ -106,6 +106,12 @@ class InferResponse:
 
 def build_request(request: InferRequest) -> tuple[bytes, dict[str, str]]:
     """Serialise a request, all tensors binary; returns the body and its HTTP headers."""
+    parts, headers = request_parts(request)
+    return b"".join(parts), headers
+
+
+def request_parts(request: InferRequest) -> tuple[list[Buffer], dict[str, str]]:
+    """What `build_request` joins: a sender that takes several buffers need not copy them."""
     head: dict[str, Any] = {
         "inputs": [_binary_entry(tensor) for tensor in request.inputs],
         "parameters": {"binary_data_output": True, **request.parameters},
@@ -117,7 +123,7 @@ def build_request(request: InferRequest) -> tuple[bytes, dict[str, str]]:
             {"name": name, "parameters": {"binary_data": binary}}
             for name, binary in request.outputs.items()
         ]
-    return _join(head, request.inputs)
+    return _parts(head, request.inputs)
 
 
 def build_response(
@@ -141,7 +147,8 @@ def build_response(
         head["id"] = response.id
     if response.parameters:
         head["parameters"] = dict(response.parameters)
-    return _join(head, binary)
+    parts, headers = _parts(head, binary)
+    return b"".join(parts), headers
 
 
 def parse_request(body: Buffer, header_length: str | None) -> InferRequest:
@@ -256,14 +263,16 @@ def _json_entry(tensor: WireTensor) -> dict[str, Any]:
     }
 
 
-def _join(head: Mapping[str, Any], tensors: Iterable[WireTensor]) -> tuple[bytes, dict[str, str]]:
+def _parts(
+    head: Mapping[str, Any], tensors: Iterable[WireTensor]
+) -> tuple[list[Buffer], dict[str, str]]:
     buffers = [tensor.data for tensor in tensors]
     text = _ENCODE(head).encode()
     if not buffers:
-        return text, {"Content-Type": "application/json"}
+        return [text], {"Content-Type": "application/json"}
     text += b" " * (-len(text) % _ALIGN)
     headers = {HEADER_LENGTH: str(len(text)), "Content-Type": BINARY_TYPE}
-    return b"".join((text, *buffers)), headers
+    return [text, *buffers], headers
 
 
 def _split(body: Buffer, header_length: str | None) -> tuple[dict[str, Any], memoryview]:

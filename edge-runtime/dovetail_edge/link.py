@@ -22,7 +22,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -34,6 +34,7 @@ from dovetail.tensor import Buffer
 
 _CHUNK = 64 << 10
 _MAX_HEADERS = 32 << 10
+_MAX_PARTS = 64  # buffers a system call is given; the system's own limit is 1024
 _MAX_IDLE = 8  # connections kept; more only while more requests are under way
 
 
@@ -62,15 +63,20 @@ class Call:
         method: HTTP method.
         path: path below the endpoint, starting with a slash.
         headers: headers beside Host and Content-Length.
-        body: the body.
+        body: the body, in parts that are sent one behind the other: joining them would copy it.
         limit: most bytes of body that an answer may have.
     """
 
     method: str
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: Buffer = b""
+    body: Sequence[Buffer] = ()
     limit: int = 1 << 20
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body."""
+        return sum(map(len, self.body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +167,7 @@ class TailLink:
             reader.body,
             done - connected,
             connected - begin,
-            len(call.body),
+            call.size,
         )
 
     def close(self) -> None:
@@ -208,7 +214,7 @@ class TailLink:
         lines = [
             f"{call.method} {self._prefix}{call.path} HTTP/1.1",
             f"Host: {self._authority}",
-            f"Content-Length: {len(call.body)}",
+            f"Content-Length: {call.size}",
             *(f"{name}: {value}" for name, value in call.headers.items()),
             "\r\n",
         ]
@@ -286,7 +292,7 @@ class _Reader:
 def _converse(sock: socket.socket, head: bytes, call: Call, wait: _Wait) -> _Reader:
     """Send head and body; read the answer, which may begin before the body is sent."""
     reader = _Reader(call.limit)
-    parts = [memoryview(head), memoryview(call.body)]
+    parts = [memoryview(part) for part in (head, *call.body)]
     buffer = memoryview(bytearray(_CHUNK))
     try:
         while not reader.done:
@@ -305,7 +311,7 @@ def _send(sock: socket.socket, parts: list[memoryview]) -> list[memoryview]:
     left = [part for part in parts if part]
     if left:
         with contextlib.suppress(BlockingIOError):
-            sent = sock.sendmsg(left)
+            sent = sock.sendmsg(left[:_MAX_PARTS])
             while left and sent >= len(left[0]):
                 sent -= len(left.pop(0))
             if left:

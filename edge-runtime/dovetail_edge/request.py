@@ -163,7 +163,7 @@ class Request:
         tail = self._means.tail
         with telemetry.span(telemetry.SPAN_CALL, kind=SpanKind.CLIENT):
             call: RungCall = tail.prepare(self._route, tensors, self._rows)
-            self._up = len(call.body)
+            self._up = sum(map(len, call.body))
             try:
                 return tail.infer(call, self._deadline, local, fresh=False)
             except TailUnavailable:

@@ -21,7 +21,7 @@ from dovetail.errors import DovetailError, InvalidMessage, TailUnavailable, Unkn
 from dovetail.ladder import Parts
 from dovetail.measure import Window
 from dovetail.plan import Plan
-from dovetail.tensor import Array
+from dovetail.tensor import Array, Buffer
 from dovetail.wire import (
     DEVICE_CLASS_HEADER,
     ERROR_HEADER,
@@ -31,9 +31,9 @@ from dovetail.wire import (
     TIMING_HEADER,
     InferRequest,
     WireTensor,
-    build_request,
     parse_response,
     parse_timing,
+    request_parts,
 )
 from dovetail_edge.link import Alarm, Call, Reply, TailLink
 from dovetail_edge.route import Route
@@ -111,7 +111,7 @@ class Tail:
     def prepare(self, route: Route, tensors: Sequence[WireTensor], rows: int) -> "RungCall":
         """Build a rung call, so that a retry need not."""
         call_id = format(next(self._ids), "x")
-        body, headers = build_request(InferRequest(tuple(tensors), id=call_id))
+        body, headers = request_parts(InferRequest(tuple(tensors), id=call_id))
         headers.update(self._headers)
         telemetry.inject(headers)
         return RungCall(route, rows, call_id, body, headers)
@@ -190,7 +190,7 @@ class Tail:
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
         every = {**self._headers, **(headers or {})}
-        call = Call(method, self._root + path, every, body, _CONTROL_LIMIT)
+        call = Call(method, self._root + path, every, (body,), _CONTROL_LIMIT)
         reply = self.link.call(call, monotonic() + timeout, alarm=self._quit)
         self._note(reply)
         return reply
@@ -211,14 +211,14 @@ class RungCall:
         route: the rung.
         rows: batch size.
         id: request id, which the answer must repeat.
-        body: the message.
+        body: the message, in parts.
         headers: its HTTP headers.
     """
 
     route: Route
     rows: int
     id: str
-    body: bytes
+    body: Sequence[Buffer]
     headers: Mapping[str, str]
 
     def read(self, reply: Reply) -> RungAnswer:

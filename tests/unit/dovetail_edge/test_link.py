@@ -37,7 +37,7 @@ def test_one_connection_is_kept_and_used_again(peer: peers.Peer) -> None:
     """Requests one after the other share it; headers are found by lower-case name."""
     with closing(TailLink(peer.endpoint)) as link:
         for _ in range(5):
-            reply = link.call(Call("POST", "/x", body=b"abc"), soon())
+            reply = link.call(Call("POST", "/x", body=(b"a", b"", b"bc")), soon())
             assert (reply.status, reply.body, reply.sent) == (200, b"hello", 3)
             assert reply.headers["x-answer"] == "42"
     assert peer.connections == 1
@@ -94,7 +94,7 @@ def test_an_early_answer_to_a_body_still_being_sent_is_read(peer: peers.Peer) ->
     peer.converse = refuse
     with closing(TailLink(peer.endpoint)) as link:
         for _ in range(2):
-            reply = link.call(Call("POST", "/", body=bytes(30 << 20)), soon())
+            reply = link.call(Call("POST", "/", body=(bytes(30 << 20),)), soon())
             assert reply.status == 413
     assert peer.connections == 2
 
@@ -114,5 +114,5 @@ def test_an_alarm_rings_while_nobody_reads_and_its_end_ends_the_wait(peer: peers
             return here.fileno()
 
     with closing(TailLink(peer.endpoint)) as link, here, pytest.raises(Overtaken):
-        link.call(Call("POST", "/", body=bytes(30 << 20)), soon(), alarm=Bell())
+        link.call(Call("POST", "/", body=(bytes(30 << 20),)), soon(), alarm=Bell())
     assert rung.is_set()
