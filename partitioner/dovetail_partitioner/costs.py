@@ -8,7 +8,8 @@ level that keeps tensor names, are then scaled to add up to the time of the whol
 it is served at. Once the cuts are known, segments and codecs are timed as they will run.
 
 Times are medians over interleaved rounds: a neighbour that takes the core for a moment hits every
-quantity alike and no median much.
+quantity alike and no median much. A neighbour that stays would double every time and make the cost
+of a boundary look small beside it, so one thread is timed by the processor time that it got.
 """
 
 import itertools
@@ -30,7 +31,7 @@ from dovetail.bundle import Bundle, BundleConfig
 from dovetail.codecs import CodecSet
 from dovetail.errors import CostsError
 from dovetail.ladder import CodecCost, CostProfile
-from dovetail.runtime import SegmentRuntime, session_options
+from dovetail.runtime import Clock, SegmentRuntime, session_options
 from dovetail.tensor import Array
 from dovetail_partitioner.graph import Graph
 from dovetail_partitioner.progress import Report
@@ -79,11 +80,12 @@ def measure_ops(
         profiled = open_session(Path(folder) / _OPTIMISED, _profiling(threads, Path(folder)))
         profiled.run(names, feed)  # the first run allocates; it is left out below
         wholes: list[float] = []
-        rounds = _rounds(_timed(lambda: whole.run(names, feed)))
+        clock = _clock(threads)
+        rounds = _rounds(_timed(lambda: whole.run(names, feed), clock))
         for done in range(rounds):
             report("measuring operators", done, rounds)
             profiled.run(names, feed)
-            wholes.append(_timed(lambda: whole.run(names, feed)))
+            wholes.append(_timed(lambda: whole.run(names, feed), clock))
         kernels = _kernel_seconds(Path(profiled.end_profiling()))
     seconds = statistics.median(wholes)
     ops = _by_op(kernels, optimised.graph, graph)
@@ -95,12 +97,13 @@ def measure_segments(bundle: Bundle, row: Row, *, threads: int, report: Report) 
     """Seconds of each segment, batch 1, with every cut possible."""
     count = len(bundle.config.segments)
     runtime = SegmentRuntime(bundle, range(count), threads=threads)
+    clock = _clock(threads)
 
     def one() -> list[float]:
         env: dict[str, Array] = dict(row)
         times = []
         for index in range(count):
-            env, seconds = runtime.run(env, index, index + 1)
+            env, seconds = runtime.run(env, index, index + 1, clock=clock)
             times.append(seconds)
         return times
 
@@ -261,10 +264,15 @@ def _middle_mean(times: Sequence[float]) -> float:
     return float(ordered[quarter : len(ordered) - quarter].mean())
 
 
-def _timed(run: Callable[[], object]) -> float:
-    begin = time.perf_counter()
+def _clock(threads: int) -> Clock:
+    """What a session of that many threads is timed by; with one, the work is all in the caller."""
+    return time.thread_time if threads == 1 else time.perf_counter
+
+
+def _timed(run: Callable[[], object], clock: Clock) -> float:
+    begin = clock()
     run()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def _rounds(seconds: float) -> int:

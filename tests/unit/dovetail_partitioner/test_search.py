@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dovetail.ladder import sweep
+from dovetail.ladder import Conditions, sweep
 from dovetail_partitioner.graph import Graph, Op, TensorInfo
-from dovetail_partitioner.search import Chain, search
+from dovetail_partitioner.search import _BOUNDARY, _BOUNDARY_BYTE, Chain, search
 
 
 def line(sizes: list[int], *, weights: list[int] | None = None) -> Graph:
@@ -31,18 +31,14 @@ def raw(tensor: TensorInfo) -> float:
     return float(tensor.nbytes)
 
 
-def best_latency(graph: Graph, seconds: list[float], speed: float, bandwidth: float) -> int:
-    """Depth of the cut of a chain with least latency, by looking at all of them."""
+def latency(graph: Graph, seconds: list[float], depth: int, at: Conditions) -> float:
+    """Seconds of the cut of a chain at a depth."""
     names = list(graph.tensors)
-
-    def latency(depth: int) -> float:
-        total = speed * sum(seconds[:depth]) + sum(seconds[depth:])
-        if depth < len(seconds):
-            total += graph.tensors[names[depth]].nbytes / bandwidth
-            total += graph.tensors[names[-1]].nbytes / bandwidth
-        return total
-
-    return min(range(len(seconds) + 1), key=latency)
+    total = at.edge * sum(seconds[:depth]) + sum(seconds[depth:])
+    if depth < len(seconds):
+        total += graph.tensors[names[depth]].nbytes / at.bandwidth
+        total += graph.tensors[names[-1]].nbytes / at.bandwidth + at.rtt
+    return total
 
 
 def depths(chain: Chain) -> set[int]:
@@ -54,19 +50,36 @@ def depths(chain: Chain) -> set[int]:
     st.lists(st.integers(1, 200_000), min_size=3, max_size=9),
     st.lists(st.floats(1e-4, 1e-1), min_size=8, max_size=8),
 )
-def test_every_cut_that_is_fastest_somewhere_is_considered(
+def test_a_cut_that_is_fastest_somewhere_is_made_or_costs_more_than_it_gains(
     sizes: list[int], times: list[float]
 ) -> None:
-    """Verify that a chain with room for every candidate has no regret anywhere in the sweep."""
+    """Verify that, with room for all, no more is lost than the missing boundaries would cost."""
     graph = line(sizes)
     seconds = times[: len(graph.ops)]
 
     chain = search(graph, seconds, seconds, raw, max_segments=20)
 
-    fastest = {best_latency(graph, seconds, at.edge, at.bandwidth) for at in sweep()}
-    missing = fastest - {0, len(graph.ops)} - depths(chain)
-    assert not missing or chain.regret < 0.02
+    missing = set(range(1, len(graph.ops))) - depths(chain)
+    saved = sum(_BOUNDARY + _BOUNDARY_BYTE * sizes[depth] for depth in missing) / sum(seconds)
+    menu = {0, len(graph.ops), *depths(chain)}
+    for at in sweep():
+        best, got = (
+            min(latency(graph, seconds, depth, at) for depth in some)
+            for some in (range(len(graph.ops) + 1), menu)
+        )
+        assert got <= best * (1 + 2 * saved + 1e-6)
     assert chain.nested
+
+
+def test_a_small_model_is_cut_less_than_the_same_one_larger() -> None:
+    """Verify that what a boundary costs is weighed against what the cut gains."""
+    sizes = [6_000, 2_000, 500, 120, 30, 8, 4]
+    small, large = (
+        search(line([size * by for size in sizes]), [2e-5 * by] * 6, [2e-5 * by] * 6, raw)
+        for by in (1, 1000)
+    )
+
+    assert len(small.cuts) < len(large.cuts)
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=4, max_size=12), st.integers(1, 4))
