@@ -6,14 +6,17 @@ rank-4 tensor, else the last axis; a tensor with too few values per channel gets
 
 Ranges are the smallest and largest value seen. With 4 bits that wastes codes on rare peaks, so a
 few shrunken ranges are tried and each channel keeps the one with the least squared error over the
-rows (the shrunk range must pay for what it clips). Everything is streamed: two passes over the rows
-with one row's activations in memory at a time.
+rows (the shrunk range must pay for what it clips).
+
+Ranges, clipping, coded sizes and each proof all want the same activations, and computing them is
+most of what a partition takes. So the first rows' are kept, up to a bound of memory; what is beyond
+it is computed anew on every pass, one row at a time.
 
 References: Jacob et al., CVPR 2018 (affine quantisation); Banner et al., NeurIPS 2019 (clipping
 that minimises the squared error for 4 bits).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,6 +38,8 @@ _LEAST_SCALE = 1e-25
 _TOP = 1e18  # its square is still a float32
 _FIT_ROWS = 32  # rows the squared error is taken over; ranges come from all rows
 
+_KEPT_BYTES = 256 << 20  # of activations, over all rows that are kept
+
 Floats = NDArray[np.float64]
 Tables = dict[str, dict[str, Affine]]
 
@@ -53,6 +58,38 @@ def walk(
         if cut:
             env, _ = runtime.run(env, cut - 1, cut)
         yield cut, env
+
+
+class Walks:
+    """What `walk` yields for every row, in the rows' order, each time it is iterated.
+
+    Args:
+        config: the bundle's description; its tables are not read.
+        runtime: its segments, with every cut loaded.
+        rows: calibration rows.
+    """
+
+    def __init__(self, config: BundleConfig, runtime: SegmentRuntime, rows: Rows) -> None:
+        self._config, self._runtime, self.rows = config, runtime, rows
+        self._kept: list[list[tuple[int, dict[str, Array]]]] = []
+        self._room = _KEPT_BYTES
+
+    def __iter__(self) -> Iterator[Sequence[tuple[int, dict[str, Array]]]]:
+        for index, row in enumerate(self.rows):
+            if index < len(self._kept):
+                yield self._kept[index]
+                continue
+            steps = list(walk(self._config, self._runtime, row))
+            if index == len(self._kept):
+                self._keep(steps)
+            yield steps
+
+    def _keep(self, steps: list[tuple[int, dict[str, Array]]]) -> None:
+        """Keep a row's tensors where there is room; from the first that has none on, keep none."""
+        sizes = {id(array): array.nbytes for _, env in steps for array in env.values()}
+        self._room -= sum(sizes.values())
+        if self._room >= 0:
+            self._kept.append(steps)
 
 
 @dataclass
@@ -107,33 +144,31 @@ class _Fit:
         return _affine(self.axis, scales[best, pick], zeros[best, pick])
 
 
-def fit_tables(
-    config: BundleConfig, runtime: SegmentRuntime, rows: Rows, *, report: Report
-) -> Tables:
+def fit_tables(config: BundleConfig, walks: Walks, *, report: Report) -> Tables:
     """Fit the tables of every float tensor that crosses at some cut.
 
     Args:
         config: the bundle's description; its tables are not read.
-        runtime: its segments, with every cut loaded.
-        rows: calibration rows.
+        walks: the calibration rows' tensors at every cut.
         report: told of progress.
 
     Returns:
         Codec family (`int8`, `int4`, and for inputs `uint8`) -> tensor -> table.
     """
-    fits = {spec.name: _Fit(spec, _axis(spec, rows.count)) for spec in _floats(config)}
+    count = walks.rows.count
+    fits = {spec.name: _Fit(spec, _axis(spec, count)) for spec in _floats(config)}
     # Where an input is an image its 8-bit codes are its pixels, which need no table.
     plain = config.inputs if config.image is None else ()
     inputs = {spec.name: _Fit(spec, None) for spec in plain if spec.dtype in FLOATS}
-    for done, row in enumerate(rows):
-        report("fitting codecs: ranges", done, rows.count)
-        for name, array in _once(config, runtime, row):
+    for done, steps in enumerate(walks):
+        report("fitting codecs: ranges", done, count)
+        for name, array in _once(config, steps):
             fits[name].seen(array)
             if name in inputs:
                 inputs[name].seen(array)
-    for done, row in zip(range(_FIT_ROWS), rows, strict=False):
-        report("fitting codecs: clipping", done, min(rows.count, _FIT_ROWS))
-        for name, array in _once(config, runtime, row):
+    for done, steps in zip(range(_FIT_ROWS), walks, strict=False):
+        report("fitting codecs: clipping", done, min(count, _FIT_ROWS))
+        for name, array in _once(config, steps):
             for bits, shrunk in _SHRINK.items():
                 if len(shrunk) > 1:
                     fits[name].measure(array, bits)
@@ -145,10 +180,12 @@ def fit_tables(
     return {family: named for family, named in tables.items() if named}
 
 
-def _once(config: BundleConfig, runtime: SegmentRuntime, row: Row) -> Iterator[tuple[str, Array]]:
+def _once(
+    config: BundleConfig, steps: Iterable[tuple[int, Mapping[str, Array]]]
+) -> Iterator[tuple[str, Array]]:
     """Every float tensor of a row that crosses somewhere, once."""
     done: set[str] = set()
-    for cut, env in walk(config, runtime, row):
+    for cut, env in steps:
         for name in config.crossing(cut):
             if name not in done and config.spec(name).dtype in FLOATS:
                 done.add(name)

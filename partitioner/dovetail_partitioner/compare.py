@@ -19,10 +19,10 @@ from dovetail.codecs import CodecSet
 from dovetail.errors import InvalidTensor
 from dovetail.runtime import SegmentRuntime
 from dovetail.tensor import FLOATS, Array, TensorSpec
-from dovetail_partitioner.calibrate import walk
+from dovetail_partitioner.calibrate import Walks, walk
 from dovetail_partitioner.progress import Report
-from dovetail_partitioner.rows import Rows, stack
-from dovetail_partitioner.whole import Answers, Row
+from dovetail_partitioner.rows import stack
+from dovetail_partitioner.whole import Answers
 
 Rungs = Mapping[str, tuple[int, str]]
 
@@ -76,13 +76,13 @@ class Trial:
     Attributes:
         config: the bundle's description, with codec tables.
         runtime: its segments, every cut loaded, graph optimisation on.
-        rows: calibration rows.
+        walks: the calibration rows' tensors at every cut, through that runtime.
         answers: the whole model's answers to them, in order.
     """
 
     config: BundleConfig
     runtime: SegmentRuntime
-    rows: Rows
+    walks: Walks
     answers: Sequence[Answers]
 
 
@@ -94,14 +94,14 @@ def effects(trial: Trial, rungs: Rungs, *, report: Report) -> dict[str, Effect]:
         rungs: cut and codec by rung id.
         report: told of progress.
     """
-    config, rows, answers = trial.config, trial.rows, trial.answers
+    config, rows, answers = trial.config, trial.walks.rows, trial.answers
     alone = _Comparison(config, trial.runtime, rungs)
     batch = _Comparison(config, trial.runtime, rungs)
     together = _in_batches(config)
     total = rows.count * (2 if together else 1)
-    for done, (row, want) in enumerate(zip(rows, answers, strict=True)):
+    for done, (steps, want) in enumerate(zip(trial.walks, answers, strict=True)):
         report("proving rungs", done, total)
-        alone.add(row, want)
+        alone.add(dict(steps), want)
     done = 0
     for group in rows.batches(BATCH) if together else ():
         report("proving rungs", rows.count + done, total)
@@ -109,7 +109,8 @@ def effects(trial: Trial, rungs: Rungs, *, report: Report) -> dict[str, Effect]:
         if joined is None:
             together = False
             break
-        batch.add(joined, _stacked(answers[done : done + len(group)]))
+        envs = dict(walk(config, trial.runtime, joined))
+        batch.add(envs, _stacked(answers[done : done + len(group)]))
         done += len(group)
     return {
         rung: Effect(alone=alone.of(rung), batch=batch.of(rung) if together else None)
@@ -150,8 +151,7 @@ class _Comparison:
             rung: [_Tally(spec, config.batch) for spec in config.outputs] for rung in rungs
         }
 
-    def add(self, row: Row, want: Answers) -> None:
-        envs = dict(walk(self._config, self._runtime, row))
+    def add(self, envs: Mapping[int, Mapping[str, Array]], want: Answers) -> None:
         whole = envs[len(self._config.segments)]
         for cut, rungs in self._at.items():
             names = self._config.crossing(cut)

@@ -39,7 +39,7 @@ from dovetail.ladder import CostProfile, Ladder
 from dovetail.layout import canonical_json
 from dovetail.runtime import SegmentRuntime
 from dovetail.tensor import FLOATS
-from dovetail_partitioner.calibrate import fit_tables, walk
+from dovetail_partitioner.calibrate import Walks, fit_tables
 from dovetail_partitioner.compare import Trial
 from dovetail_partitioner.costs import (
     check_costs,
@@ -326,18 +326,19 @@ class _Work:
         draft = self._writer.draft(config)
         exact = self._exact(draft, rows)
         runtime = SegmentRuntime(draft, range(len(config.segments)))
+        walks = Walks(config, runtime, rows)
         wise = row_wise(config, runtime, rows, report=self._report)
         config = config.model_copy(
             update={
-                "affine": fit_tables(config, runtime, rows, report=self._report),
+                "affine": fit_tables(config, walks, report=self._report),
                 "segments": tuple(
                     segment.model_copy(update={"row_wise": own})
                     for segment, own in zip(config.segments, wise, strict=True)
                 ),
             }
         )
-        costs, ladder = self._priced(draft, config, costs, runtime, rows)
-        trial = Trial(config, runtime, rows, answers)
+        costs, ladder = self._priced(draft, config, costs, walks)
+        trial = Trial(config, runtime, walks, answers)
         offer = Offer(trial, self._precision, self._options.quality)
         rungs = offer.choose(ladder, repeatable=exact is not None, report=self._report)
         proof = Proof(
@@ -368,19 +369,17 @@ class _Work:
         draft: Bundle,
         config: BundleConfig,
         costs: CostProfile,
-        runtime: SegmentRuntime,
-        rows: Rows,
+        walks: Walks,
     ) -> tuple[CostProfile, Ladder]:
         """Times and bytes of every candidate; times are measured unless the profile has them."""
         rungs = candidates(config, self._options.codecs)
-        coded = coded_bytes(config, runtime, rows, rungs, report=self._report)
-        row = next(iter(rows))
+        coded = coded_bytes(config, walks, rungs, report=self._report)
         if costs.segments:
             check_cuts(costs, config, rungs)
         else:
-            envs = dict(walk(config, runtime, row))
+            envs = dict(next(iter(walks)))
             threads = self._options.threads
-            segments = measure_segments(draft, row, threads=threads, report=self._report)
+            segments = measure_segments(draft, envs[0], threads=threads, report=self._report)
             codecs = measure_codecs(config, envs, rungs, report=self._report)
             costs = costs.model_copy(
                 update={"cuts": cuts_of(config), "segments": tuple(segments), "codecs": codecs}

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from dovetail.bundle import BundleConfig, rung_id
 from dovetail.codecs import ACTIVATION_FAMILIES, IMAGE_FAMILIES, INPUT_FAMILIES, CodecSet
 from dovetail.ladder import Conditions, Ladder, RungCost, sweep
-from dovetail.runtime import SegmentRuntime
 from dovetail.tensor import FLOATS
-from dovetail_partitioner.calibrate import walk
+from dovetail_partitioner.calibrate import Walks
 from dovetail_partitioner.progress import Report
-from dovetail_partitioner.rows import Rows
 
 Times = NDArray[np.float64]
 
@@ -45,8 +43,7 @@ def candidates(config: BundleConfig, allowed: Collection[str] | None) -> dict[st
 
 def coded_bytes(
     config: BundleConfig,
-    runtime: SegmentRuntime,
-    rows: Rows,
+    walks: Walks,
     rungs: Mapping[str, tuple[int, str]],
     *,
     report: Report,
@@ -54,9 +51,9 @@ def coded_bytes(
     """Mean bytes of one row's crossing tensors, coded, by rung id; 0 for the edge rung."""
     codecs = CodecSet(config)
     sizes: dict[str, list[int]] = {rung: [] for rung in rungs}
-    for done, row in enumerate(rows):
-        report("measuring coded sizes", done, rows.count)
-        for at, env in walk(config, runtime, row):
+    for done, steps in enumerate(walks):
+        report("measuring coded sizes", done, walks.rows.count)
+        for at, env in steps:
             for rung, (cut, codec) in rungs.items():
                 varies = codec.endswith("-zstd") or codec in IMAGE_FAMILIES
                 if cut == at and (varies or not sizes[rung]):

@@ -15,6 +15,7 @@ from pathlib import Path
 from dovetail.bundle import Bundle
 from dovetail.errors import BundleError
 from dovetail.runtime import SegmentRuntime
+from dovetail_partitioner.calibrate import Walks
 from dovetail_partitioner.compare import Effect, Trial, effects
 from dovetail_partitioner.importer import import_model
 from dovetail_partitioner.progress import Report, silent
@@ -98,7 +99,8 @@ def verify(
             prove_cuts(bundle, plain, rows, proof.precision, report=report)
         runtime = SegmentRuntime(bundle, range(len(bundle.config.segments)))
         rungs = {rung.id: (rung.cut, rung.codec) for rung in bundle.config.rungs}
-        found = effects(Trial(bundle.config, runtime, rows, answers), rungs, report=report)
+        trial = Trial(bundle.config, runtime, Walks(bundle.config, runtime, rows), answers)
+        found = effects(trial, rungs, report=report)
     judged = calibration is not None or rows.digest == proof.rows
     return Verification(
         digest=bundle.digest,

@@ -9,7 +9,8 @@ from tests.tiny_bundle import TinyBundle, rows, segments_of, write_tiny_bundle
 from dovetail.bundle import Affine
 from dovetail.codecs import CodecSet
 from dovetail.tensor import Array
-from dovetail_partitioner.calibrate import Tables, fit_tables, walk
+from dovetail_partitioner import calibrate
+from dovetail_partitioner.calibrate import Tables, Walks, fit_tables, walk
 from dovetail_partitioner.progress import silent
 from dovetail_partitioner.rows import given_rows
 
@@ -24,7 +25,7 @@ def fitted(tiny: TinyBundle, data: dict[str, Array], *, image: bool = True) -> T
     if not image:
         config = config.model_copy(update={"image": None})
     calibration = given_rows(data, config.inputs)
-    return fit_tables(config, segments_of(tiny), calibration, report=silent)
+    return fit_tables(config, Walks(config, segments_of(tiny), calibration), report=silent)
 
 
 def error(
@@ -121,3 +122,22 @@ def test_a_tensor_with_few_values_a_channel_gets_one_scale(tmp_path: Path) -> No
 
     assert few["int8"]["a"].axis is None
     assert many["int8"]["a"].axis == 1
+
+
+@pytest.mark.parametrize("room", [0, 20_000, 1 << 30])
+def test_what_is_kept_of_a_walk_is_what_a_walk_gives(
+    tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """With room for no row, for some or for all, every pass yields the same tensors in order."""
+    monkeypatch.setattr(calibrate, "_KEPT_BYTES", room)
+    config, runtime = tiny.bundle.config, segments_of(tiny)
+    calibration = given_rows(rows(6), config.inputs)
+    walks = Walks(config, runtime, calibration)
+
+    for _ in range(2):
+        for row, steps in zip(calibration, walks, strict=True):
+            for (cut, env), (at, kept) in zip(walk(config, runtime, row), steps, strict=True):
+                assert cut == at
+                assert {n: a.tobytes() for n, a in env.items()} == {
+                    n: a.tobytes() for n, a in kept.items()
+                }

@@ -4,7 +4,7 @@ import pytest
 from tests.tiny_bundle import TinyBundle, rows, segments_of, write_tiny_bundle
 
 from dovetail.tensor import TensorSpec
-from dovetail_partitioner.calibrate import fit_tables
+from dovetail_partitioner.calibrate import Walks, fit_tables
 from dovetail_partitioner.compare import Effect, Trial, effects, is_scores
 from dovetail_partitioner.progress import silent
 from dovetail_partitioner.rows import given_rows
@@ -23,10 +23,11 @@ RUNGS = {
 def tried(tiny: TinyBundle, answers: list[Answers] | None = None) -> dict[str, Effect]:
     config, runtime = tiny.bundle.config, segments_of(tiny, optimize=True)
     calibration = given_rows(rows(12), config.inputs)
-    tables = fit_tables(config, runtime, calibration, report=silent)
+    walks = Walks(config, runtime, calibration)
+    tables = fit_tables(config, walks, report=silent)
     config = config.model_copy(update={"affine": tables})
     wanted = answers or [tiny.whole(dict(row)) for row in calibration]
-    return effects(Trial(config, runtime, calibration, wanted), RUNGS, report=silent)
+    return effects(Trial(config, runtime, walks, wanted), RUNGS, report=silent)
 
 
 @pytest.fixture(scope="module")
