@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from opentelemetry.trace import SpanKind
 
@@ -172,7 +172,10 @@ class Request:
             return tail.infer(call, self._deadline, local, fresh=True)
 
     def _merge(self, live: Mapping[str, Array], got: RungAnswer) -> Answer:
-        self._parts = replace(got.parts, head=self._parts.head, encode=self._parts.encode)
+        here, there = self._parts, got.parts
+        self._parts = Parts(
+            here.head, here.encode, there.network, there.queue, there.decode, there.tail
+        )
         self._recv, self._down = got.recv, got.bytes_down
         moved = got.bytes_up + got.bytes_down
         self._means.hand.crossed(moved, got.crossing, time.monotonic())
