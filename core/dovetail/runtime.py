@@ -112,8 +112,9 @@ def _share_arena() -> None:
     cpu = ort.OrtMemoryInfo(
         "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
     )
-    # Grow by what is asked for: doubling, the default, would keep up to twice of what is used.
-    ort.create_and_register_allocator(cpu, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
+    # Growth by doubling (0), not by what is asked for (1): only a region larger than one segment
+    # needs is split, and so used again by the next segment, which is the point of sharing.
+    ort.create_and_register_allocator(cpu, ort.OrtArenaCfg({"arena_extend_strategy": 0}))
 
 
 class SegmentRuntime:
