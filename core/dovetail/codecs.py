@@ -260,7 +260,6 @@ class CodecSet:
 
     def __init__(self, config: BundleConfig) -> None:
         self._config = config
-        self._inputs = {spec.name for spec in config.inputs}
         self._built: dict[tuple[str, str], Codec] = {}
 
     def pack(

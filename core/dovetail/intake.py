@@ -55,6 +55,7 @@ async def read_body(
         raise _too_large(int(declared), limits)
     parts: list[bytes] = []
     size, start = 0, loop.time()
+    watch: asyncio.TimerHandle | None = None
 
     def look() -> None:
         """Give up where the body is behind the rate; else look again when it could be."""
@@ -65,7 +66,7 @@ async def read_body(
         else:
             floor.reschedule(due)
 
-    watch = loop.call_at(start + _GRACE, look)
+    look()
     try:
         async with asyncio.timeout(None) as floor:
             async for chunk in chunks:
@@ -79,7 +80,8 @@ async def read_body(
             f"{limits.rate:.0f} bytes/s are expected"
         ) from error
     finally:
-        watch.cancel()
+        if watch is not None:
+            watch.cancel()
     body = parts[0] if len(parts) == 1 else b"".join(parts)
     return body, time.perf_counter() - begin
 

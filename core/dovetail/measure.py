@@ -5,7 +5,7 @@ histograms merge by adding buckets, so an edge, a replica and the ledger can eac
 saw, in any order, and the operator reads one window for a whole pool.
 
 The link is estimated at the edge, where every crossing request is already a measurement of it:
-network seconds = round trip + bytes x seconds per byte. Round trips come from tiny plan polls,
+network seconds = round trip + bytes x seconds per byte. Round trips come from empty probes,
 seconds per byte from what a request took beyond that.
 
 Reference: Masson, Rim, Lee, "DDSketch", VLDB 2019 (relative-error quantiles, fully mergeable).

@@ -105,32 +105,14 @@ def edge(
     marks = {**labels(hybrid["metadata"]["name"], role), CLASS_LABEL: name}
     selector = {k: marks[k] for k in _SELECTED}
     body["metadata"]["labels"] = marks
-    container = {
-        "name": role,
-        "image": config.images.edge,
-        "command": ["python", "-m", "dovetail_edge"],
-        "args": _edge_arguments(hybrid, edge_class, bundle, endpoint, config),
-        "ports": [{"name": "http", "containerPort": EDGE_PORT}],
-        "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": "http"}},
-        "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": "http"}},
-        "resources": {
-            "requests": edge_class.resources.model_dump(),
-            "limits": {"memory": edge_class.resources.memory},
-        },
-        "securityContext": _CONTAINER_SECURITY,
-        "volumeMounts": [
-            {"name": "plan", "mountPath": "/etc/dovetail/plan", "readOnly": True},
-            {"name": "token", "mountPath": "/etc/dovetail/token", "readOnly": True},
-            {"name": "cache", "mountPath": config.cache},
-        ],
-    }
+    arguments = _edge_arguments(hybrid, edge_class, bundle, endpoint, config)
     pod = {
         **_pod(hybrid),
         "nodeSelector": dict(edge_class.node_selector),
         "tolerations": [
             item.model_dump(exclude_none=True, by_alias=True) for item in edge_class.tolerations
         ],
-        "containers": [container],
+        "containers": [_edge_container(edge_class, arguments, config)],
         "volumes": _edge_volumes(hybrid, name, config),
     }
     body["spec"] = {
@@ -146,6 +128,28 @@ def edge(
         "ports": [{"name": "http", "port": EDGE_PORT, "targetPort": "http"}],
     }
     return stamped(body), stamped(service)
+
+
+def _edge_container(edge_class: EdgeClass, arguments: list[str], config: Config) -> Json:
+    return {
+        "name": "edge",
+        "image": config.images.edge,
+        "command": ["python", "-m", "dovetail_edge"],
+        "args": arguments,
+        "ports": [{"name": "http", "containerPort": EDGE_PORT}],
+        "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": "http"}},
+        "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": "http"}},
+        "resources": {
+            "requests": edge_class.resources.model_dump(),
+            "limits": {"memory": edge_class.resources.memory},
+        },
+        "securityContext": _CONTAINER_SECURITY,
+        "volumeMounts": [
+            {"name": "plan", "mountPath": "/etc/dovetail/plan", "readOnly": True},
+            {"name": "token", "mountPath": "/etc/dovetail/token", "readOnly": True},
+            {"name": "cache", "mountPath": config.cache},
+        ],
+    }
 
 
 def token_secret(hybrid: Json, name: str) -> Json:

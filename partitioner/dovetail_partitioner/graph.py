@@ -6,7 +6,7 @@ from constants and shapes alone, can be made again on either side for nothing, s
 and are not here (see `dovetail_partitioner.shapes`). Keeping this graph apart from ONNX lets the
 min cut be tested against brute force on graphs no model has.
 
-Reference: DESIGN of Dovetail §2, "Which cuts are on the ladder".
+What a cut is: docs/concepts.md, "One knob" and "Segments".
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

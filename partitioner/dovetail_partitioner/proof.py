@@ -7,7 +7,7 @@ uncut model's, alone and in a batch. Rungs that change nothing but rounding must
 a float32 model; a lossy rung is held to the user's `quality`. Equality is worth nothing for a model
 whose outputs do not depend on the input, so such a proof is refused (`ProofVacuous`).
 
-Reference: DESIGN of Dovetail §5, "Proof".
+What a proof holds: docs/concepts.md, "The proof".
 """
 
 import math

@@ -14,7 +14,7 @@ and each segment makes its own:
 A shape that depends on data (behind NonZero, say) is an activation like any other. What is affine
 is read off two runs rather than proven; the proof of the bundle compares batches with the whole.
 
-Reference: DESIGN of Dovetail §2, "Facts found on a prototype".
+How the steps follow each other: ARCHITECTURE.md, "Model to bundle".
 """
 
 from collections.abc import Collection, Mapping, Sequence

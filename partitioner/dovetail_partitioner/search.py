@@ -22,7 +22,7 @@ that loses least is taken. A chain is judged by its regret: how much slower its 
 best of all candidates, over the conditions of `dovetail.ladder.sweep` and the wishes above. The
 worst regret is returned, so that what was dropped is known.
 
-Reference: DESIGN of Dovetail §2; Eisner and Severance, "Mathematical techniques for efficient
+Reference: Eisner and Severance, "Mathematical techniques for efficient
 record segmentation in large shared databases", 1976 (envelopes by meeting points).
 """
 

@@ -25,6 +25,7 @@ from dovetail.wire import (
     WireTensor,
     build_response,
     parse_request,
+    shape_of,
 )
 from dovetail_serving.engine import Answer, Job
 
@@ -162,7 +163,11 @@ class Model:
                 raise InvalidTensor(
                     f"unknown input {tensor.name!r}; the inputs are {sorted(call.inputs)}"
                 )
-            shape = tensor.shape if call.rung is None else _declared(tensor)
+            shape = (
+                tensor.shape
+                if call.rung is None
+                else shape_of(tensor.name, tensor.parameters.get("shape"))
+            )
             total += math.prod(shape) * np.dtype(spec.dtype).itemsize
             if spec.shape and isinstance(spec.shape[0], str):
                 rows, shape = shape[0] if shape else 1, shape[1:]
@@ -172,15 +177,6 @@ class Model:
                 f"the tensors take {total} bytes once decoded; at most {self._max_bytes} are taken"
             )
         return (call.cut, *sorted(shapes)), rows
-
-
-def _declared(tensor: WireTensor) -> tuple[int, ...]:
-    shape = tensor.parameters.get("shape")
-    if not isinstance(shape, list) or not all(
-        isinstance(dim, int) and not isinstance(dim, bool) and 0 <= dim < 2**40 for dim in shape
-    ):
-        raise InvalidTensor(f"crossing tensor {tensor.name!r}: {shape!r} is not a shape")
-    return tuple(shape)
 
 
 def _check_outputs(request: InferRequest, call: Call) -> None:

@@ -13,6 +13,7 @@ ROOMS = {
     "dovetail_partitioner": ROOT / "partitioner",
     "dovetail_edge": ROOT / "edge-runtime",
     "dovetail_serving": ROOT / "serving",
+    "dovetail_operator": ROOT / "operator",
     "dovetail_cli": ROOT / "cli",
 }
 MODULES = sorted(file for name, room in ROOMS.items() for file in (room / name).rglob("*.py"))
