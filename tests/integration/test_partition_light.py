@@ -13,7 +13,7 @@ from dovetail_partitioner.partition import Options, partition
 pytestmark = pytest.mark.models
 
 # Half a gigabyte of weights each: minutes on two cores.
-HEAVY = ("vgg19", "zfnet512", "bvlc_alexnet")
+HEAVY = ("vgg19", "zfnet512", "bvlc_alexnet", "densenet121", "inception_v2")
 ROWS = 4
 EVERY = [
     pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in light.NAMES
