@@ -13,13 +13,13 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dovetail.bundle import Image
 from dovetail.errors import CalibrationError, DovetailError, InvalidTensor
+from dovetail.npz import read_npz
 from dovetail.tensor import FLOATS, Array, TensorSpec
 from dovetail_partitioner.whole import Answers, Model, Row
 
@@ -89,7 +89,10 @@ def first_row(source: Calibration) -> dict[str, Array]:
     Raises:
         CalibrationError: the source holds no arrays that can be read.
     """
-    arrays = source if isinstance(source, Mapping) else _arrays(_files(source)[0])
+    if isinstance(source, Mapping):
+        arrays = source
+    else:
+        arrays = read_npz(_files(source)[0], CalibrationError)
     return {name: np.asarray(array)[:1] for name, array in arrays.items() if np.ndim(array)}
 
 
@@ -155,17 +158,7 @@ def _files(source: Path) -> list[Path]:
 
 
 def _reader(file: Path, specs: Sequence[TensorSpec]) -> Callable[[], list[Row]]:
-    return lambda: _rows_of(_arrays(file), specs, str(file))
-
-
-def _arrays(file: Path) -> dict[str, Array]:
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, BadZipFile, AttributeError) as error:
-        raise CalibrationError(
-            f"{file} is not an .npz of plain arrays: {error}; write one with numpy.savez"
-        ) from error
+    return lambda: _rows_of(read_npz(file, CalibrationError), specs, str(file))
 
 
 def _rows_of(arrays: Mapping[str, Array], specs: Sequence[TensorSpec], where: str) -> list[Row]:

@@ -1,12 +1,12 @@
 """`dovetail infer`: one request to an edge server."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
+from dovetail.errors import InvalidTensor
+from dovetail.npz import read_npz, write_npz
 from dovetail_cli.local.client import EdgeClient
 from dovetail_cli.output import Format, OutputOption, columns, show
 
@@ -31,16 +31,11 @@ def command(
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Ask an edge once, by the Open Inference Protocol, and say how it answered."""
-    from dovetail_cli.local.driver import read_npz
-
-    feed = read_npz(inputs)
+    feed = read_npz(inputs, InvalidTensor)
     client = EdgeClient(url)
     reply = client.infer(model or client.status()["deployment"].rpartition("/")[2], feed)
     if outputs is not None:
-        temp = outputs.with_name(f".{outputs.name}.{os.getpid()}")
-        with temp.open("wb") as file:
-            np.savez(file, **reply.outputs)  # type: ignore[arg-type]  # names are array names
-        temp.replace(outputs)
+        write_npz(outputs, reply.outputs)
     parts = {name: round(value * 1e3, 3) for name, value in reply.timing.items()}
     document = {
         "rung": reply.rung,

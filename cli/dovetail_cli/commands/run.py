@@ -1,16 +1,12 @@
 """`dovetail run`: head, codec and tail of one rung in one process."""
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
-from zipfile import BadZipFile, ZipFile
 
-import numpy as np
 import typer
 
 from dovetail.errors import InvalidMessage
-from dovetail.tensor import Array
+from dovetail.npz import read_npz, write_npz
 from dovetail_cli.output import Format, OutputOption, columns, note, show, size
 
 
@@ -25,8 +21,8 @@ def command(
     from dovetail.bundle import Bundle
     from dovetail_cli.in_process import run_rung
 
-    answer = run_rung(Bundle(bundle), rung, _read(inputs))
-    _write(outputs, answer.outputs)
+    answer = run_rung(Bundle(bundle), rung, read_npz(inputs, InvalidMessage))
+    write_npz(outputs, answer.outputs)
     shown = {
         "rung": rung,
         "bytesUp": answer.bytes_up,
@@ -46,26 +42,3 @@ def command(
         ),
     )
     note(f"wrote {outputs}")
-
-
-def _read(path: Path) -> dict[str, Array]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, BadZipFile, AttributeError) as error:
-        raise InvalidMessage(
-            f"{path} is not an .npz of plain arrays: {error}; write one with numpy.savez"
-        ) from error
-
-
-def _write(path: Path, arrays: Mapping[str, Array]) -> None:
-    """An .npz in one step. `numpy.savez` takes names as keywords, and so not every name."""
-    temp = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with ZipFile(temp, "w") as archive:
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, array, allow_pickle=False)
-        temp.replace(path)
-    finally:
-        temp.unlink(missing_ok=True)

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
-from zipfile import BadZipFile
 
 import numpy as np
 
 from dovetail.bundle import Bundle, BundleConfig
 from dovetail.errors import DovetailError, InvalidTensor
+from dovetail.npz import read_npz
 from dovetail.runtime import SegmentRuntime
 from dovetail.tensor import Array, check_inputs
 from dovetail_cli.local.client import EdgeClient
@@ -53,7 +53,7 @@ def load_rows(path: Path, bundle: Bundle) -> list[Row]:
         InvalidTensor: not such a file, or rows that do not fit the model's inputs.
     """
     config = bundle.config
-    arrays = read_npz(path)
+    arrays = read_npz(path, InvalidTensor)
     labels = arrays.pop(LABEL, None)
     names = {spec.name for spec in config.inputs}
     counts = {len(array) for array in arrays.values() if array.ndim} | (
@@ -73,15 +73,6 @@ def load_rows(path: Path, bundle: Bundle) -> list[Row]:
         whole = {spec.name: live[spec.name] for spec in config.outputs}
         rows.append(Row(feed, whole, None if labels is None else int(labels[index])))
     return rows
-
-
-def read_npz(path: Path) -> dict[str, Array]:
-    """The arrays of an .npz file; raises `InvalidTensor` where it is none."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, BadZipFile, AttributeError) as error:
-        raise InvalidTensor(f"{path} is not an .npz file of plain arrays: {error}") from error
 
 
 def scores_of(config: BundleConfig) -> str | None:
