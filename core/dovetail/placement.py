@@ -145,7 +145,11 @@ class EdgeClass(Checked):
         threads: threads the engine may use.
         offline: `Local` answers on the device when the cloud is gone, `Fail` refuses.
         node_selector: labels of the nodes that are devices of this class; each of them runs one
-            edge. Only in a cluster, where a class without it has no devices.
+            edge. Only in a cluster, where a class has either this or `deviceGroup`.
+        device_group: name of a group of devices outside the cluster, which join with
+            `dovetail edge join` and the address and token of a Secret that the operator makes; it
+            has the label `dovetail.dev/device-group`. Deleting that Secret makes a new token and
+            has the old one refused.
         tolerations: taints of those nodes that do not keep the edge away.
         resources: what one edge is given of its node.
     """
@@ -155,8 +159,18 @@ class EdgeClass(Checked):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     offline: Fallback = "Local"
     node_selector: NodeLabels = Field(default_factory=dict)
+    device_group: Label | None = None
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=16)] = ()
     resources: Resources = Resources()
+
+    rules: ClassVar = (
+        Rule(
+            holds=lambda self: self.device_group is None or not self.node_selector,
+            cel="!has(self.deviceGroup) || !has(self.nodeSelector) || size(self.nodeSelector) == 0",
+            message="a device class has nodeSelector, for nodes, or deviceGroup, for devices "
+            "outside the cluster, not both",
+        ),
+    )
 
 
 class Edge(Checked):

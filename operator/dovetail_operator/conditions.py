@@ -104,12 +104,15 @@ def edge_available(
         nodes: how many nodes each class's selector finds.
     """
     for item in classes:
+        if item.device_group is not None:
+            continue
         if not item.node_selector:
             message = (
-                f"Device class {item.name!r} has no nodeSelector, so it has no devices here; set "
-                "spec.edge.classes[].nodeSelector to labels that your edge nodes have."
+                f"Device class {item.name!r} has no devices; set nodeSelector in "
+                "spec.edge.classes[] to labels that your edge nodes have, or deviceGroup for "
+                "devices outside the cluster."
             )
-            return Finding("False", "NoNodeSelector", message)
+            return Finding("False", "NoDevices", message)
         if not nodes.get(item.name):
             wanted = ",".join(f"{k}={v}" for k, v in sorted(item.node_selector.items()))
             message = (
@@ -117,7 +120,9 @@ def edge_available(
                 f"kubectl label node NODE {wanted.replace(',', ' ')}"
             )
             return Finding("False", "NoNodeMatches", message)
-    waiting = [item.name for item in classes if not _rolled_out(sets.get(item.name))]
+    waiting = [
+        item.name for item in classes if item.node_selector and not _rolled_out(sets.get(item.name))
+    ]
     if waiting:
         message = f"Not every edge of class {', '.join(waiting)} is ready; see their DaemonSets."
         return Finding("False", "EdgesNotReady", message)

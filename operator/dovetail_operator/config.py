@@ -35,10 +35,19 @@ class Registry(Document):
     Attributes:
         url: `http(s)://host[:port]` as the operator reaches it.
         repository: repository of all bundles, which are told apart by digest.
+        secret: Secret of type kubernetes.io/dockerconfigjson with the login, where the registry
+            asks for one: in the release's namespace for shared pools and the operator, in a
+            deployment's own for its Job and its dedicated pool.
     """
 
     url: str = Field(pattern=r"^https?://[^/]+$")
     repository: str = "dovetail/bundles"
+    secret: str | None = None
+
+    @property
+    def target(self) -> str:
+        """`URL/REPOSITORY`, as Job and pool are told it."""
+        return f"{self.url}/{self.repository}"
 
 
 class PoolConfig(Document):
@@ -80,6 +89,12 @@ class Config(Document):
         dedicated: what a pool of `cloud.pool: Dedicated` is like.
         cache: folder on edge nodes and in pools where bundles are kept.
         pool_url: address of a pool inside the cluster; `{pool}` and `{namespace}` are filled in.
+        endpoint: the same as devices on nodes reach it, such as a gateway's; `pool_url` where not
+            given.
+        external_endpoint: the same as devices outside the cluster reach it; None where they do not.
+        endpoint_ca: PEM file of the authority that devices trust beside the usual ones; it is read
+            again, so a renewed one needs no restart.
+        telemetry: `OTEL_EXPORTER_OTLP_ENDPOINT` of edges; None for no telemetry.
     """
 
     release: str
@@ -91,6 +106,10 @@ class Config(Document):
     dedicated: PoolConfig = PoolConfig(name="dedicated")
     cache: str = "/var/lib/dovetail"
     pool_url: str = "http://{pool}-serve-svc.{namespace}.svc:8000"
+    endpoint: str | None = None
+    external_endpoint: str | None = None
+    endpoint_ca: Path | None = None
+    telemetry: str | None = None
 
     @classmethod
     def load(cls, path: Path) -> Self:

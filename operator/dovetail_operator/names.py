@@ -18,6 +18,8 @@ MANAGED: Final = f"app.kubernetes.io/managed-by={OPERATOR}"
 APPLIED: Final = f"{GROUP}/applied"
 TOKEN_HASH: Final = f"{GROUP}/token-sha256"
 CLASS_LABEL: Final = f"{GROUP}/device-class"
+GROUP_LABEL: Final = f"{GROUP}/device-group"
+SLOWDOWN: Final = f"{GROUP}/slowdown"
 POOL_LABEL: Final = f"{GROUP}/pool"
 HYBRIDS: Final = f"/apis/{GROUP}/v1alpha1/hybriddeployments"
 

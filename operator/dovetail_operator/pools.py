@@ -30,6 +30,8 @@ _KUBERAY: Final = (
     "helm install kuberay-operator kuberay/kuberay-operator --version 1.6.0"
 )
 
+_NOBODY: Final = "0" * 64  # no token is known that has this digest
+
 
 def parse(hybrid: Json) -> HybridDeployment:
     """A resource as its types, without what the API server adds; raises `ValidationError`."""
@@ -184,10 +186,11 @@ class Pools:
         for item in deployment.spec.edge.classes:
             plan = record.plan(item.name)
             secret = self._world.child("Secret", hybrid, "token", item.name)
-            if plan is None or secret is None:
-                return None  # its own reconcile is on the way
-            plans[item.name] = plan
-            tokens[item.name] = secret["metadata"]["annotations"][TOKEN_HASH]
+            if plan is not None:  # otherwise the class is new and its own reconcile on the way
+                plans[item.name] = plan
+                tokens[item.name] = _digest(secret)
+        if not plans:
+            return None
         created = hybrid["metadata"]["creationTimestamp"]
         return Member(deployment.key, created, deployment.spec, record.bundle, plans, tokens)
 
@@ -212,3 +215,9 @@ class Pools:
             if metadata["name"] == dedicated_name(reference["name"]):
                 return owner is None or owner["metadata"]["uid"] == reference["uid"]
         return False
+
+
+def _digest(secret: Json | None) -> str:
+    """Digest of a class's token; of no token at all once its Secret was deleted."""
+    annotations = ((secret or {}).get("metadata") or {}).get("annotations") or {}
+    return str(annotations.get(TOKEN_HASH, _NOBODY))

@@ -17,7 +17,7 @@ from kubernetes.client import ApiClient
 from dovetail_operator.client import Absent, Api, Conflict, Json
 from dovetail_operator.config import Config
 from dovetail_operator.controller import Controller
-from dovetail_operator.desired import token_secret
+from dovetail_operator.edges import token_secret
 from dovetail_operator.events import Events
 from dovetail_operator.hands import Hands
 from dovetail_operator.lease import Lease, Terms
@@ -26,6 +26,7 @@ from dovetail_operator.names import collection
 from dovetail_operator.pools import Pools
 from dovetail_operator.reconcile import Reconciler
 from dovetail_operator.registry import RegistryReader
+from dovetail_operator.trust import Trust
 from dovetail_operator.workqueue import WorkQueue
 from dovetail_operator.world import POOL, World
 
@@ -60,6 +61,7 @@ class Operator:
         path = collection("Lease", config.namespace)
         self.lease = Lease(self._api, path, LEASE, identity, terms)
         self._identity = identity
+        self._trust = Trust(config.endpoint_ca)
         self._stop: list[Controller] = []
         self._mover: Mover | None = None
 
@@ -72,6 +74,7 @@ class Operator:
             return 1
         if self._mover is not None:
             self._mover.stop()
+        self._trust.stop()
         for controller in self._stop:
             controller.stop(_GRACE)
         self.lease.release()
@@ -115,6 +118,7 @@ class Operator:
             pools=pools,
             mover=self._mover,
             events=events,
+            trust=self._trust,
         )
         self._stop = [
             Controller(
@@ -134,7 +138,12 @@ class Operator:
             self._pools.add(key)
         for controller in self._stop:
             controller.start()
+        self._trust.watch(self._everything)
         self._mover.run(pools, events)
+
+    def _everything(self) -> None:
+        for key in self.world.stores["HybridDeployment"].keys():  # noqa: SIM118  a store is no dict
+            self._hybrids.add(key)
 
     def _lost(self) -> None:
         log.error("the Lease is lost; ending")

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from dovetail.api import HybridDeployment
 from dovetail.errors import BundleError, DovetailError, ManifestError, Unavailable, UnknownRung
 from dovetail.status import Status, moment
-from dovetail_operator import conditions, desired
+from dovetail_operator import conditions, desired, edges
 from dovetail_operator.client import STATUS_MANAGER, Api, ApiError, Conflict, Json
 from dovetail_operator.conditions import AS_EXPECTED, WAITS_FOR_BUNDLE, Finding, Findings
 from dovetail_operator.events import Events
@@ -29,6 +29,7 @@ from dovetail_operator.partition import outcome
 from dovetail_operator.pools import Pools, parse
 from dovetail_operator.record import Record, partition_hash
 from dovetail_operator.registry import RegistryReader
+from dovetail_operator.trust import Trust
 from dovetail_operator.world import CHILDREN, OWNER, World, pool_key
 
 _TOLD: Final = ("Partitioned", "TailAvailable", "EdgeAvailable", "Degraded", "Ready")
@@ -60,6 +61,7 @@ class Reconciler:
         pools: places of tails.
         mover: whether ledgers answer.
         events: what people are told.
+        trust: the authority that devices trust.
     """
 
     def __init__(
@@ -72,9 +74,11 @@ class Reconciler:
         pools: Pools,
         mover: Mover,
         events: Events,
+        trust: Trust,
     ) -> None:
         self._api, self._world, self._registry = api, world, registry
         self._hands, self._pools, self._mover, self._events = hands, pools, mover, events
+        self._trust = trust
         self._written: dict[str, int] = {}
 
     def reconcile(self, key: str) -> None:
@@ -119,10 +123,11 @@ class Reconciler:
         if record is not None:
             try:
                 generation = hybrid["metadata"]["generation"]
+                slower = edges.slowdown(hybrid)
                 hands = self._hands.ensure(deployment, generation, record)
+                wanted += self._serving(hybrid, deployment, record, hands, slower)
             except (ManifestError, UnknownRung, BundleError) as error:
                 degraded = Finding("True", error.code, str(error))
-            wanted += self._serving(hybrid, deployment, record, hands)
         self._write(hybrid, wanted, deployment, keep=degraded is not AS_EXPECTED)
         return self._find(hybrid, deployment, progress, hands, degraded)
 
@@ -149,31 +154,33 @@ class Reconciler:
         deployment: HybridDeployment,
         record: Record,
         hands: Mapping[str, Hand],
+        slower: str | None,
     ) -> list[Json]:
-        """The plan's ConfigMap and what runs on edge nodes."""
-        config = self._world.config
-        pool_namespace, pool = pool_key(hybrid, config).split("/", 1)
-        endpoint = deployment.spec.cloud.endpoint or config.pool_url.format(
-            pool=pool, namespace=pool_namespace
-        )
+        """The plan's ConfigMap, what runs on edge nodes, and where groups of devices join."""
+        config, ca = self._world.config, self._trust.pem()
+        pool = pool_key(hybrid, config)
+        reach = edges.access(deployment, pool, config, ca)
+        outside = edges.external_access(deployment, pool, config, ca)
         plans = {name: hand.state.plan for name, hand in hands.items()}
-        wanted = [stamped(record.config_map(hybrid, plans))] if hands else []
+        wanted = [stamped(record.config_map(hybrid, plans, ca))]
         for item in deployment.spec.edge.classes:
-            if item.node_selector and item.name in hands:
-                wanted += desired.edge(
-                    hybrid, item, bundle=record.bundle, endpoint=endpoint, config=config
-                )
+            if item.node_selector:
+                wanted += edges.edge(hybrid, item, reach, config, slower=slower)
+            elif item.device_group is not None and outside is not None:
+                wanted.append(edges.joining(hybrid, item, outside))
         return wanted
 
     def _write(
         self, hybrid: Json, wanted: list[Json], deployment: HybridDeployment, *, keep: bool
     ) -> None:
-        """Apply what differs; create missing tokens; delete what is ours and not wanted."""
+        """Create missing tokens; apply what differs; delete what is ours and not wanted."""
         names = {(item["kind"], item["metadata"]["name"]) for item in wanted}
         if any(kind == "ConfigMap" for kind, _ in names):
             names |= self._tokens(hybrid, deployment)
         for item in wanted:
             found = self._world.owned(item["kind"], hybrid, item["metadata"]["name"])
+            if item["kind"] == "Secret" and found is None:
+                continue  # its token was just made; the store will say so
             if not same(item, found) and not (found is not None and item["kind"] == "Job"):
                 self._api.apply(path_of(item), item, seen=found)
         if keep:
@@ -182,10 +189,11 @@ class Reconciler:
         self._prune(hybrid, names)
 
     def _tokens(self, hybrid: Json, deployment: HybridDeployment) -> set[tuple[str, str]]:
+        """Make the tokens that are missing, before the plan: a tail starts with them all."""
         names: set[tuple[str, str]] = set()
         for item in deployment.spec.edge.classes:
             found = self._world.child("Secret", hybrid, "token", item.name)
-            secret = found or desired.token_secret(hybrid, item.name)
+            secret = found or edges.token_secret(hybrid, item.name, item.device_group)
             names.add(("Secret", secret["metadata"]["name"]))
             if found is None:
                 try:

@@ -104,8 +104,8 @@ class Record:
         except ValidationError:
             return None
 
-    def config_map(self, owner: Json, plans: Mapping[str, Plan]) -> Json:
-        """The ConfigMap that holds this record with these plans."""
+    def config_map(self, owner: Json, plans: Mapping[str, Plan], ca: str | None = None) -> Json:
+        """The ConfigMap that holds this record with these plans, and whom edges trust."""
         data = {
             "partition": self.partition,
             "bundle": self.bundle,
@@ -113,4 +113,6 @@ class Record:
             "costs.json": self.costs,
         }
         data |= {f"plan.{name}.json": p.model_dump_json(by_alias=True) for name, p in plans.items()}
+        if ca is not None:
+            data["ca.crt"] = ca
         return {**child("ConfigMap", owner, "plan"), "data": data}

@@ -15,6 +15,7 @@ from dovetail_operator.informer import Informer, Kind
 from dovetail_operator.names import (
     HYBRIDS,
     MANAGED,
+    SLOWDOWN,
     child_name,
     collection,
     owner_uids,
@@ -191,10 +192,11 @@ def _labels(node: Json) -> list[str]:
 
 
 def _differs(old: Json, new: Json) -> bool:
-    """Whether anything but the status changed."""
+    """Whether anything changed that the operator reads, which the status is not."""
 
     def rest(item: Json) -> Iterable[object]:
         metadata = item["metadata"]
-        return (metadata["uid"], metadata["generation"], metadata.get("deletionTimestamp"))
+        slower = (metadata.get("annotations") or {}).get(SLOWDOWN)
+        return (metadata["uid"], metadata["generation"], metadata.get("deletionTimestamp"), slower)
 
     return rest(old) != rest(new)

@@ -51,7 +51,7 @@ def whole() -> dict[str, Any]:
         "quality": {"minTop1Agreement": 0.95, "maxError": 0.1},
         "privacy": "Masked",
         "wire": {"codecs": ["raw", "int8"]},
-        "edge": {"classes": [edge, {"name": "phone"}]},
+        "edge": {"classes": [edge, {"name": "phone", "deviceGroup": "phones"}]},
         "cloud": {
             "pool": "Dedicated",
             "endpoint": "https://tails.example:8443/a",

@@ -94,6 +94,11 @@ BAD = {
     "two classes of one name": (edges({"name": "pi"}, {"name": "pi"}), "Duplicate value"),
     "no class": (edges(), "should have at least 1 items"),
     "too many classes": (edges(*({"name": f"c{i}"} for i in range(33))), "at most 32 items"),
+    "nodes and a group of devices at once": (
+        edges({"name": "a", "nodeSelector": {"kind": "pi"}, "deviceGroup": "phones"}),
+        "not both",
+    ),
+    "a group of devices named in capitals": (edges({"name": "a", "deviceGroup": "Pi"}), LABEL),
     "two inputs of one name": (minimal(inputs=[{"name": "x"}] * 2), "Duplicate value"),
     "two images": (
         minimal(inputs=[{"name": "x", "image": {}}, {"name": "y", "image": {}}]),

@@ -197,7 +197,7 @@ def test_a_changed_model_is_partitioned_again_while_the_old_bundle_serves(
         ),
         pytest.param(
             {"edge": {"classes": [{"name": "camera"}]}},
-            ("EdgeAvailable", "NoNodeSelector", "nodeSelector"),
+            ("EdgeAvailable", "NoDevices", "nodeSelector"),
             id="a class without nodes",
         ),
         pytest.param(

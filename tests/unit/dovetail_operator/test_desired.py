@@ -3,7 +3,8 @@
 import pytest
 
 from dovetail.api import parse_manifest
-from dovetail_operator import conditions, desired
+from dovetail.errors import ManifestError
+from dovetail_operator import conditions, desired, edges
 from dovetail_operator.conditions import Finding, Findings
 from dovetail_operator.config import Config
 from dovetail_operator.names import child_name, same, stamped
@@ -63,9 +64,8 @@ def test_pods_run_without_rights_and_without_privileges():
     """Verify the restricted profile of Job and edge, but for the path where bundles are kept."""
     item = hybrid(edge={"classes": [{"name": "camera", "nodeSelector": {"kind": "camera"}}]})
     (edge_class,) = parsed(item).spec.edge.classes
-    daemon_set, _ = desired.edge(
-        item, edge_class, bundle="sha256:" + "0" * 64, endpoint="http://pool", config=CONFIG
-    )
+    reach = edges.Access("http://pool")
+    daemon_set, _ = edges.edge(item, edge_class, reach, CONFIG, slower=None)
     for body in (daemon_set, desired.partition_job(item, parsed(item), CONFIG)):
         pod = body["spec"]["template"]["spec"]
         (container,) = pod["containers"]
@@ -74,6 +74,108 @@ def test_pods_run_without_rights_and_without_privileges():
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+def edge_of(item=None, *, reach=None, slower=None, **config):
+    """The edge's DaemonSet of a deployment on cameras."""
+    item = item or hybrid(
+        edge={"classes": [{"name": "camera", "nodeSelector": {"kind": "camera"}}]}
+    )
+    (edge_class,) = parsed(item).spec.edge.classes
+    more = CONFIG.model_copy(update=config)
+    reach = reach or edges.Access("http://pool")
+    return edges.edge(item, edge_class, reach, more, slower=slower)[0]
+
+
+def test_an_edge_is_told_its_address_its_device_and_its_folder_and_no_bundle():
+    """Verify the arguments, and that a new bundle starts no edge anew."""
+    pod = edge_of()["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+
+    assert container["args"] == [
+        "--endpoint=http://pool",
+        "--device-class=camera",
+        "--token-file=/etc/dovetail/token/token",
+        "--plan=/etc/dovetail/plan/plan.json",
+        "--state=/var/lib/dovetail/default--page--camera",
+        "--host=0.0.0.0",
+        "--port=8000",
+        "--threads=1",
+        "--device=$(NODE_NAME)",
+    ]
+    assert container["env"][0]["valueFrom"] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
+    host = next(volume for volume in pod["volumes"] if "hostPath" in volume)
+    assert host["hostPath"]["path"] == "/var/lib/dovetail/default--page--camera"
+
+
+def test_an_edge_trusts_an_authority_slows_down_and_tells_a_collector_only_where_asked():
+    """Verify what each decision adds to the pod."""
+    reach = edges.Access("https://gateway/a/b", "PEM")
+    pod = edge_of(reach=reach, slower="30", telemetry="http://otel:4318")["spec"]["template"][
+        "spec"
+    ]
+    (container,) = pod["containers"]
+
+    assert {"--ca-file=/etc/dovetail/plan/ca.crt", "--slowdown=30"} < set(container["args"])
+    plan = next(volume for volume in pod["volumes"] if volume["name"] == "plan")
+    assert {"key": "ca.crt", "path": "ca.crt"} in plan["configMap"]["items"]
+    assert container["env"][1]["value"] == "http://otel:4318"
+
+
+def test_a_pod_that_replaces_another_is_ready_before_the_other_ends():
+    """Verify surge, the pause in which nodes learn of it, and time for requests under way."""
+    spec = edge_of()["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+
+    assert spec["updateStrategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert 0 < pause < pod["terminationGracePeriodSeconds"]
+
+
+@pytest.mark.parametrize("text", ["fast", "0.5", "nan", "inf", ""])
+def test_a_slowdown_that_is_no_factor_is_refused(text):
+    """Verify that an annotation is held to the edge's own bounds."""
+    item = hybrid()
+    item["metadata"]["annotations"] = {"dovetail.dev/slowdown": text}
+
+    with pytest.raises(ManifestError, match="factor of 1 or more"):
+        edges.slowdown(item)
+
+
+def test_devices_on_nodes_and_outside_have_addresses_of_their_own():
+    """Verify which address wins: the deployment's, the chart's, the pool's."""
+    config = CONFIG.model_copy(
+        update={
+            "endpoint": "https://gw/{namespace}/{pool}",
+            "external_endpoint": "https://out/{pool}",
+        }
+    )
+    own = parsed(hybrid(cloud={"endpoint": "https://mine"}))
+    any_ = parsed(hybrid())
+
+    def both(deployment, config):
+        reach = edges.external_access(deployment, "system/default", config, "PEM")
+        inside = edges.access(deployment, "system/default", config, "PEM").endpoint
+        return inside, reach and reach.endpoint
+
+    assert both(own, config) == ("https://mine", "https://mine")
+    assert both(any_, config) == ("https://gw/system/default", "https://out/default")
+    assert both(any_, CONFIG) == ("http://default-serve-svc.system.svc:8000", None)
+
+
+def test_a_secret_for_joining_holds_no_token_that_would_be_written_again():
+    """Verify that address and authority are written apart from the token."""
+    item = hybrid(edge={"classes": [{"name": "phone", "deviceGroup": "phones"}]})
+    (edge_class,) = parsed(item).spec.edge.classes
+
+    made = edges.token_secret(item, "phone", "phones")
+    joined = edges.joining(item, edge_class, edges.Access("https://out", "PEM"))
+
+    assert made["metadata"]["name"] == joined["metadata"]["name"]
+    assert set(made["data"]) == {"token"}
+    assert set(joined["data"]) == {"endpoint", "ca.crt"}
+    assert joined["metadata"]["labels"]["dovetail.dev/device-group"] == "phones"
 
 
 @pytest.mark.parametrize(
