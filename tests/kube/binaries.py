@@ -1,4 +1,4 @@
-"""Finds the programs of a real Kubernetes control plane, or builds them with Go.
+"""Finds the programs of a real Kubernetes and what runs beside it, or builds them with Go.
 
 Tests of a custom resource against anything but the real API server prove nothing: what it refuses,
 drops and defaults is the whole question. Kubernetes publishes no small package with its programs,
@@ -6,7 +6,7 @@ but its Go module is everywhere, so what is not found is built from it, once, in
 It takes minutes when Go's own cache is cold; that is why `make kube` builds and tests only find.
 
 Looked for in this order: the folder named by KUBEBUILDER_ASSETS (what `setup-envtest use -p path`
-prints), PATH, `.cache/kube/<version>`. `python -m tests.kube.binaries [NAME...]` finds or builds.
+prints), PATH, `.cache/kube`. `python -m tests.kube.binaries [NAME...]` finds or builds.
 """
 
 import json
@@ -24,24 +24,54 @@ from dovetail.errors import DovetailError, MissingTool
 
 # 1.34 is the newest minor whose kubelet still accepts cgroup v1 by default.
 KUBERNETES: Final = "v1.34.4"
-CACHE: Final = Path(__file__).parents[2] / ".cache" / "kube" / KUBERNETES
+KUBERAY: Final = "v1.6.2"
+CACHE: Final = Path(__file__).parents[2] / ".cache" / "kube"
 _MODULE: Final = "k8s.io/kubernetes"
-# etcd comes in the version that this Kubernetes itself is tested with: its go.mod requires it.
-_PACKAGES: Final = {
-    "etcd": "go.etcd.io/etcd/server/v3",
-    **{
-        name: f"{_MODULE}/cmd/{name}"
-        for name in (
-            "kube-apiserver",
-            "kube-controller-manager",
-            "kube-scheduler",
-            "kube-proxy",
-            "kubelet",
-            "kubectl",
-        )
-    },
-}
 API_SERVER: Final = ("etcd", "kube-apiserver")
+CLUSTER: Final = (
+    *API_SERVER,
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kube-proxy",
+    "kubelet",
+    "kubectl",
+    "coredns",
+    "helm",
+    "kuberay-operator",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a program is built from.
+
+    Attributes:
+        module: Go module.
+        version: its version.
+        package: the program's package in it, or in a module that it requires.
+    """
+
+    module: str
+    version: str
+    package: str
+
+
+_SOURCES: Final = {
+    # in the version that this Kubernetes itself is tested with: its go.mod requires it
+    "etcd": Source(_MODULE, KUBERNETES, "go.etcd.io/etcd/server/v3"),
+    **{
+        name: Source(_MODULE, KUBERNETES, f"{_MODULE}/cmd/{name}")
+        for name in CLUSTER
+        if name.startswith("kube") and name != "kuberay-operator"
+    },
+    "coredns": Source("github.com/coredns/coredns", "v1.15.0", "github.com/coredns/coredns"),
+    "helm": Source("helm.sh/helm/v3", "v3.22.0", "helm.sh/helm/v3/cmd/helm"),
+    "kuberay-operator": Source(
+        "github.com/ray-project/kuberay/ray-operator",
+        KUBERAY,
+        "github.com/ray-project/kuberay/ray-operator",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +98,8 @@ def find(name: str) -> Binary:
     """
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     places = [("KUBEBUILDER_ASSETS", assets)] if assets else []
-    for source, folder in (*places, ("PATH", os.environ.get("PATH", "")), ("built", str(CACHE))):
+    built = str(_folder(name))
+    for source, folder in (*places, ("PATH", os.environ.get("PATH", "")), ("built", built)):
         if found := shutil.which(name, path=folder):
             return Binary(Path(found), source)
     raise MissingTool(
@@ -79,38 +110,50 @@ def find(name: str) -> Binary:
 
 
 def build(name: str) -> Binary:
-    """Build one program from the Go module of Kubernetes into the cache.
+    """Build one program from its Go module into the cache.
 
     Raises:
         MissingTool: Go is missing, or the build failed; the message ends with what Go said.
     """
     if shutil.which("go") is None:
         raise MissingTool(f"{name} must be built and Go is not on PATH; see https://go.dev/dl")
-    CACHE.mkdir(parents=True, exist_ok=True)
-    version = "k8s.io/component-base/version"
-    major, minor, _ = KUBERNETES.removeprefix("v").split(".")
-    stamp = {"gitVersion": KUBERNETES, "gitMajor": major, "gitMinor": minor}
-    flags = " ".join(["-s -w", *(f"-X {version}.{key}={value}" for key, value in stamp.items())])
-    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+    target = _folder(name) / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         module = Path(folder)
-        (module / "go.mod").write_text(_go_mod(module))
-        _go(module, "build", "-o", name, "-ldflags", flags, _PACKAGES[name])
-        (module / name).replace(CACHE / name)
-    return Binary(CACHE / name, "built")
+        (module / "go.mod").write_text(_go_mod(module, _SOURCES[name]))
+        flags = " ".join(["-s -w", *_stamps(_SOURCES[name])])
+        _go(module, "build", "-o", name, "-ldflags", flags, _SOURCES[name].package)
+        (module / name).replace(target)
+    return Binary(target, "built")
 
 
-def _go_mod(folder: Path) -> str:
-    """A module that requires Kubernetes.
+def _folder(name: str) -> Path:
+    source = _SOURCES[name]
+    return CACHE / (KUBERNETES if source.module == _MODULE else f"{name}-{source.version}")
 
-    Its `go.mod` replaces its staging modules by folders of its own tree, which only the tree has;
-    they are published under their own names, with 0 in place of the major version.
+
+def _stamps(source: Source) -> list[str]:
+    """Linker flags by which a program of Kubernetes knows its version; others know it anyway."""
+    if source.module != _MODULE:
+        return []
+    major, minor, _ = source.version.removeprefix("v").split(".")
+    stamp = {"gitVersion": source.version, "gitMajor": major, "gitMinor": minor}
+    return [f"-X k8s.io/component-base/version.{key}={value}" for key, value in stamp.items()]
+
+
+def _go_mod(folder: Path, source: Source) -> str:
+    """A module that requires the program's.
+
+    The `go.mod` of Kubernetes replaces its staging modules by folders of its own tree, which only
+    the tree has; they are published under their own names, with 0 in place of the major version.
     """
-    listed = _go(folder, "mod", "download", "-json", f"{_MODULE}@{KUBERNETES}")
+    listed = _go(folder, "mod", "download", "-json", f"{source.module}@{source.version}")
     published = Path(json.loads(listed)["GoMod"]).read_text()
     staged = re.findall(r"^\s*(k8s\.io/[a-z0-9-]+) => \./staging", published, re.MULTILINE)
     go = re.search(r"^go .+$", published, re.MULTILINE)
-    version = KUBERNETES.replace("v1.", "v0.", 1)
-    lines = ["module kube", go[0] if go else "", f"require {_MODULE} {KUBERNETES}"]
+    version = source.version.replace("v1.", "v0.", 1)
+    lines = ["module built", go[0] if go else "", f"require {source.module} {source.version}"]
     return "\n".join([*lines, *(f"replace {name} => {name} {version}" for name in staged), ""])
 
 
@@ -131,7 +174,8 @@ def main(names: list[str]) -> int:
         try:
             binary = find(name)
         except MissingTool:
-            sys.stdout.write(f"{name}: building {KUBERNETES} with Go, minutes when cold\n")
+            version = _SOURCES[name].version
+            sys.stdout.write(f"{name}: building {version} with Go, minutes when cold\n")
             sys.stdout.flush()
             try:
                 binary = build(name)

@@ -21,13 +21,14 @@ FALSE = Binary(Path(shutil.which("false") or "false"), "PATH")
 @pytest.fixture
 def places(tmp_path, monkeypatch):
     """Three places to look in, each with a program of its own."""
-    folders = {name: tmp_path / name for name in ("KUBEBUILDER_ASSETS", "PATH", "built")}
+    folders = {name: tmp_path / name for name in ("KUBEBUILDER_ASSETS", "PATH")}
+    folders["built"] = tmp_path / binaries.KUBERNETES
     for folder in folders.values():
         folder.mkdir()
         (folder / "etcd").symlink_to(FALSE.path)
     monkeypatch.setenv("KUBEBUILDER_ASSETS", str(folders["KUBEBUILDER_ASSETS"]))
     monkeypatch.setenv("PATH", str(folders["PATH"]))
-    monkeypatch.setattr(binaries, "CACHE", folders["built"])
+    monkeypatch.setattr(binaries, "CACHE", tmp_path)
     return folders
 
 
