@@ -8,11 +8,13 @@ over all downsets X. In the network each op is a vertex whose side is the side i
 edge), each tensor an auxiliary vertex that is on the cloud side as soon as one reader is, so a
 tensor with many readers is paid for once. Forbidden arcs keep X closed under predecessors.
 
-Two things make this exact *and* fast on deep networks. Augmenting paths in the plain network are as
-long as the model is deep, and Dinic's algorithm pays for each length: 10 000 ops took 1.8 s. But
+Three things make this exact *and* fast on deep networks. Augmenting paths in the plain network are
+as long as the model is deep, and Dinic's algorithm pays for each length: 10 000 ops took 1.8 s. But
 most models have *gates*: ops that are ancestor or descendant of every other op. A downset either
 holds a gate and all before it or neither it nor anything after it, so every cut lies between two
 neighbouring gates, and the network falls apart into small independent ones, solved in one call.
+Where a block is deep all the same, forbidden arcs to distant ancestors, which the closure of the
+downset implies, are written out: paths become short (10 000 ops without a gate: 1.2 s to 0.1 s).
 The best prefix of the op order gives a bound: blocks that cannot beat it are left out, and within
 the others, ops that only a tensor too dear to send would part are joined.
 
@@ -158,8 +160,9 @@ class _Layout:
         closure = np.stack([self.reader[inside], self.maker[self.read[inside]]], axis=1)
         closure = np.unique(closure, axis=0)  # an op may read two tensors of one maker
         readers = self.reader[used][found]
-        self.forbidden_tail = np.concatenate([vertex[place[found]], closure[:, 0]])
-        self.forbidden_head = np.concatenate([readers, closure[:, 1]])
+        far, origin = _shortcuts(closure[:, 0], closure[:, 1], self.ops)
+        self.forbidden_tail = np.concatenate([vertex[place[found]], closure[:, 0], far])
+        self.forbidden_head = np.concatenate([readers, closure[:, 1], origin])
         self.forbidden_block = self.block[self.forbidden_head]
 
 
@@ -289,6 +292,28 @@ class MinCut:
         value = np.zeros(len(slack), dtype=np.float64)
         np.add.at(value, at.arc_block[paid], cost[paid])
         return side[: at.ops], value
+
+
+def _shortcuts(reader: Ints, maker: Ints, ops: int) -> tuple[Ints, Ints]:
+    """Arcs from ops to distant ancestors, which closure forbids to cut without saying so.
+
+    Each op has one parent, the latest op it reads from. An op at a depth that 2^k divides also has
+    an arc 2^k parents up, for every k: like the links of a skip list, they lead to any ancestor in
+    a few steps and there are no more of them than there are ops.
+    """
+    latest = np.full(ops, -1, dtype=np.int64)
+    np.maximum.at(latest, reader, maker)
+    parent = np.where(latest < 0, np.arange(ops), latest)
+    depth, up = (latest >= 0).astype(np.int64), parent
+    while not np.array_equal(up, up[up]):  # every round looks twice as far up
+        depth, up = depth + depth[up], up[up]
+    tails, heads = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    up, step = parent[parent], 2
+    while step <= depth.max(initial=0):
+        tails.append(np.flatnonzero((depth >= step) & (depth % step == 0)))
+        heads.append(up[tails[-1]])
+        up, step = up[up], 2 * step
+    return np.concatenate(tails), np.concatenate(heads)
 
 
 def _joined(tail: Ints, head: Ints, size: int) -> Ints:
