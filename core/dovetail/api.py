@@ -243,6 +243,25 @@ class Adapt(Checked):
     )
 
 
+class Rollout(Checked):
+    """How another version takes over; only in a cluster.
+
+    A version is a bundle. The tail of a new one is started beside the old; once it serves, devices
+    are told, fetch the bundle while they go on answering, and change over between two requests. A
+    version that cannot be made or served never takes over.
+
+    Attributes:
+        retain: how long the tail of an earlier version stays after a device last reported that
+            version.
+        rollback: digest of an earlier version, as `status.versions` lists them, to go back to. As
+            long as it is given that version is kept, whatever `model` says; taking it out goes
+            forward again.
+    """
+
+    retain: Duration = "10m"
+    rollback: Digest | None = None
+
+
 class Spec(Checked):
     """What is wanted.
 
@@ -265,6 +284,7 @@ class Spec(Checked):
     edge: Edge = Edge()
     cloud: Cloud = Cloud()
     adapt: Adapt = Adapt()
+    rollout: Rollout = Rollout()
 
     rules: ClassVar = (
         Rule(

@@ -101,6 +101,27 @@ class ClassStatus(Checked):
     moves: Annotated[tuple[MoveStatus, ...], Field(max_length=10)] = ()
 
 
+VersionState = Literal["Live", "Deploying", "Retained", "Refused", "Kept"]
+
+
+class VersionStatus(Checked):
+    """A version of the deployment: a bundle that was made from it.
+
+    Attributes:
+        bundle: digest of the bundle; what `spec.rollout.rollback` takes.
+        state: `Live` is what devices are told; the tail of a `Deploying` one is starting, that of
+            a `Retained` one still runs for devices that have not changed over, that of a `Refused`
+            one could not be deployed; a `Kept` one can be gone back to.
+        model: the model it was made from.
+        made: when it was made.
+    """
+
+    bundle: Digest
+    state: VersionState
+    model: Annotated[str, StringConstraints(max_length=2048)] | None = None
+    made: Moment | None = None
+
+
 class Status(Checked):
     """What is the case.
 
@@ -110,9 +131,11 @@ class Status(Checked):
         bundle: digest of the bundle that is served, which is the deployment's version.
         conditions: what holds and what does not; `Ready` sums up the others.
         classes: what each device class runs.
+        versions: the versions there are, the live one first, then the newest.
     """
 
     observed_generation: Generation = 0
     bundle: Digest | None = None
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16), Keyed("type")] = ()
     classes: Annotated[tuple[ClassStatus, ...], Field(max_length=32), Keyed("name")] = ()
+    versions: Annotated[tuple[VersionStatus, ...], Field(max_length=16), Keyed("bundle")] = ()

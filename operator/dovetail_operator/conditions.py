@@ -2,8 +2,10 @@
 
 A message says what to do wherever a person must do something; a reason is one word that a program
 may rely on. `Ready` sums up: it is the first of the others that does not hold, so whoever reads one
-line reads the cause. A condition's time changes only when its status does, and nothing that changes
-by itself (a count of requests, a time) is in a message, or every window would write a status.
+line reads the cause. It holds as long as requests are answered: while a new version is on its way,
+and when one was refused, the old serves and `Ready` stays, with a reason that says so. A
+condition's time changes only when its status does, and nothing that changes by itself (a count of
+requests, a time) is in a message, or every window would write a status.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,14 +15,25 @@ from typing import Final, Literal
 from dovetail.api import HybridDeployment
 from dovetail.control import Move
 from dovetail.placement import EdgeClass
-from dovetail.status import ClassStatus, Condition, ConditionType, MoveStatus, Status
+from dovetail.status import (
+    ClassStatus,
+    Condition,
+    ConditionType,
+    MoveStatus,
+    Status,
+    VersionState,
+    VersionStatus,
+)
 from dovetail_operator.client import Json
 from dovetail_operator.hands import Hand
+from dovetail_operator.record import Record
+from dovetail_operator.rollout import short
+from dovetail_operator.versions import Progress
 
 Truth = Literal["True", "False", "Unknown"]
 
 _MESSAGE: Final = 1024
-_READY_NEEDS: Final = ("Partitioned", "TailAvailable", "EdgeAvailable")
+_VERSIONS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +63,8 @@ class Findings:
         degraded: whether something is wrong that the others do not say.
         bundle: digest of the bundle; None before there is one.
         classes: what each class runs.
+        versions: the versions there are.
+        rolling: what a rollout under way does; None where there is none.
     """
 
     partitioned: Finding
@@ -59,25 +74,20 @@ class Findings:
     degraded: Finding
     bundle: str | None = None
     classes: tuple[ClassStatus, ...] = ()
+    versions: tuple[VersionStatus, ...] = ()
+    rolling: str | None = None
 
 
 WAITS_FOR_BUNDLE: Final = Finding("Unknown", "WaitingForBundle", "There is no bundle yet.")
 AS_EXPECTED: Final = Finding("False", "AsExpected", "Nothing is wrong.")
 
 
-def partitioned(
-    deployment: HybridDeployment, job: Json | None, failure: str | None, *, current: bool
-) -> Finding:
-    """Whether the bundle in use was made from this spec.
-
-    Args:
-        deployment: the resource.
-        job: the Job that makes the bundle.
-        failure: what it, or reading its result, ended with.
-        current: whether the record's bundle is this spec's.
-    """
+def partitioned(deployment: HybridDeployment, progress: Progress) -> Finding:
+    """Whether there is the version that the spec asks for."""
+    if deployment.spec.rollout.rollback is not None:
+        return _gone_back(progress)
     uri = deployment.spec.model.uri
-    if current:
+    if progress.current:
         return Finding("True", "Partitioned", f"The bundle of {uri} is made and proved.")
     if uri.startswith("file:"):
         message = (
@@ -85,12 +95,86 @@ def partitioned(
             "pvc://CLAIM/PATH or oci://REGISTRY/REPOSITORY@sha256:DIGEST."
         )
         return Finding("False", "SourceNotReachable", message)
-    if failure is not None:
-        return Finding("False", "PartitionFailed", failure)
-    if job is None:
+    if progress.failure is not None:
+        return Finding("False", "PartitionFailed", progress.failure)
+    if progress.job is None:
         return Finding("False", "Partitioning", f"The Job that partitions {uri} is being made.")
-    name = job["metadata"]["name"]
+    name = progress.job["metadata"]["name"]
     return Finding("False", "Partitioning", f"Job {name} partitions {uri}.")
+
+
+def _gone_back(progress: Progress) -> Finding:
+    if progress.wanted is None:
+        return Finding("False", "UnknownVersion", progress.failure or "")
+    message = (
+        f"spec.rollout.rollback asks for version {short(progress.wanted)}; spec.model is followed "
+        "again once it is taken out."
+    )
+    return Finding("True", "RolledBack", message)
+
+
+def degraded(found: Finding, record: Record | None, *, full: bool) -> Finding:
+    """What is wrong with the version that is asked for, while another serves.
+
+    Args:
+        found: what `Partitioned` says.
+        record: the live version.
+        full: whether the pool has no place for the staged version.
+    """
+    if record is None:
+        return AS_EXPECTED
+    live, refused = f"version {short(record.bundle)} goes on serving", record.stand.refused
+    if found.status == "False" and found.reason != "Partitioning":
+        return Finding("True", found.reason, f"{found.message} Meanwhile {live}.")
+    if refused is not None and refused.bundle != record.bundle:
+        message = (
+            f"Ray Serve could not deploy the tail of version {short(refused.bundle)}, so {live}: "
+            f"{refused.message}"
+        )
+        return Finding("True", "RolloutFailed", message)
+    if full:
+        message = (
+            f"The pool has no place for version {short(record.stand.staged or '')} beside the "
+            f"old, so {live}. Raise maxTails of the pool in the chart, or wait for a place."
+        )
+        return Finding("True", "PoolFull", message)
+    return AS_EXPECTED
+
+
+def rolling(found: Finding, record: Record | None) -> str | None:
+    """What a rollout under way does; None where there is none."""
+    if record is None:
+        return None
+    if record.stand.staged is not None:
+        old, new = short(record.bundle), short(record.stand.staged)
+        return f"The tail of version {new} is starting; {old} serves until it runs."
+    return found.message if found.reason == "Partitioning" else None
+
+
+def version_statuses(progress: Progress) -> tuple[VersionStatus, ...]:
+    """The versions there are, the live one first."""
+    record = progress.record
+    if record is None:
+        return ()
+    states: dict[str, VersionState] = dict.fromkeys(record.stand.retained, "Retained")
+    if record.stand.staged is not None:
+        states[record.stand.staged] = "Deploying"
+    if record.stand.refused is not None:
+        states[record.stand.refused.bundle] = "Refused"
+    live = VersionStatus(
+        bundle=record.bundle, state="Live", model=record.model or None, made=record.made or None
+    )
+    kept = (
+        VersionStatus(
+            bundle=version.bundle,
+            state=states.get(version.bundle, "Kept"),
+            model=version.model or None,
+            made=version.made or None,
+        )
+        for version in progress.kept
+        if version.bundle != record.bundle
+    )
+    return (live, *kept)[:_VERSIONS]
 
 
 def edge_available(
@@ -129,13 +213,15 @@ def edge_available(
     return Finding("True", "EdgesReady", "Every node of every class runs a ready edge.")
 
 
-def moving(deployment: HybridDeployment, hands: Mapping[str, Hand], *, ledger: bool) -> Finding:
+def moving(
+    deployment: HybridDeployment, hands: Mapping[str, Hand], *, ledger: bool | None
+) -> Finding:
     """Whether cuts are moved by what is measured.
 
     Args:
         deployment: the resource.
         hands: its slow hands by class.
-        ledger: whether the pool's ledger answered last.
+        ledger: whether the pool's ledger answered last; None before it was asked.
     """
     mode = deployment.spec.adapt.mode
     if mode == "Manual":
@@ -200,6 +286,7 @@ def status_of(
             for kind, finding in found.items()
         ),
         classes=findings.classes,
+        versions=findings.versions,
     )
 
 
@@ -209,13 +296,17 @@ def truncated(text: str) -> str:
 
 
 def _ready(findings: Findings) -> Finding:
-    needs = (findings.partitioned, findings.tail, findings.edge)
-    for name, finding in zip(_READY_NEEDS, needs, strict=True):
+    needs = [("TailAvailable", findings.tail), ("EdgeAvailable", findings.edge)]
+    if findings.bundle is None:
+        needs.insert(0, ("Partitioned", findings.partitioned))
+    for name, finding in needs:
         if finding.status != "True":
             return Finding("False", finding.reason, f"{name}: {finding.message}")
     if findings.degraded.status == "True":
-        degraded = findings.degraded
-        return Finding("False", degraded.reason, f"Degraded: {degraded.message}")
+        worse = findings.degraded
+        return Finding("True", worse.reason, f"Edges and tail serve. Degraded: {worse.message}")
+    if findings.rolling is not None:
+        return Finding("True", "RollingOut", f"Edges and tail serve. {findings.rolling}")
     return Finding("True", "Ready", "Edges and tail serve.")
 
 

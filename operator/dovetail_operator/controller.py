@@ -1,7 +1,8 @@
 """Workers that take keys from a queue and reconcile them; how each ending is treated is here.
 
 A conflict is no error: somebody was faster, and the key comes back soon. What the API server or a
-registry cannot do now comes back later each time. A lost Lease ends the process, because every
+registry cannot do now comes back later each time; what must be looked at again though nothing
+changes says when. A lost Lease ends the process, because every
 further write would be refused and everything known may be old.
 """
 
@@ -27,7 +28,7 @@ class Controller:
 
     Args:
         name: for logs and metrics.
-        reconcile: does the work of one key.
+        reconcile: does the work of one key; returns seconds after which to do it again, or None.
         lost: called once the Lease is lost.
         workers: how many keys at once.
     """
@@ -35,7 +36,7 @@ class Controller:
     def __init__(
         self,
         name: str,
-        reconcile: Callable[[str], None],
+        reconcile: Callable[[str], float | None],
         lost: Callable[[], None],
         *,
         workers: int,
@@ -73,8 +74,11 @@ class Controller:
     def _one(self, key: str, began: float) -> None:
         result, wait = "done", 0.0
         try:
-            self._reconcile(key)
+            again = self._reconcile(key)
             self.queue.forget(key)
+            if again is not None:
+                result = "later"
+                self.queue.add_after(key, again)
         except LeaseLost:
             self._lost()
             return

@@ -5,73 +5,31 @@ their windows asks. A move is decided here and published by the deployment's own
 the ConfigMap, so that a generation is never used twice, then the pool's Serve config.
 """
 
-import json
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
-
-import urllib3
+from typing import Final
 
 from dovetail.api import seconds
-from dovetail.errors import DovetailError, Unavailable
+from dovetail.errors import DovetailError
 from dovetail.measure import Window
-from dovetail.pool import LEDGER_APPLICATION
 from dovetail_operator.client import Json
 from dovetail_operator.events import Events
 from dovetail_operator.hands import Hands
+from dovetail_operator.ledger import Ledger, Presence, Reading
 from dovetail_operator.metrics import LEDGER_READS, MOVES
 from dovetail_operator.pools import Pools
 from dovetail_operator.world import World
 
 log = logging.getLogger("dovetail.operator.moving")
 
-Windows = Mapping[str, Mapping[str, Window]]
-
 _TICK: Final = 0.25
 _LEAST, _MOST = 1.0, 30.0  # seconds between two reads of a pool
 _MEMORY: Final = 120  # the ledger remembers no longer
 _READERS: Final = 8
-
-
-class Ledger:
-    """Reads a pool's ledger.
-
-    Args:
-        token: the bearer token that may.
-    """
-
-    def __init__(self, token: str) -> None:
-        self._headers = {"Authorization": f"Bearer {token}"}
-        self._http = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=2.0, read=5.0), retries=False, maxsize=2
-        )
-
-    def windows(self, url: str, span: int) -> Windows:
-        """What every class of every deployment saw in the last `span` seconds.
-
-        Args:
-            url: address of the pool.
-            span: seconds.
-
-        Raises:
-            Unavailable: the ledger does not answer.
-        """
-        path = f"{url}/{LEDGER_APPLICATION}/v1/windows?seconds={span}"
-        try:
-            answer = self._http.request("GET", path, headers=self._headers)
-            if answer.status != 200:
-                raise Unavailable(f"{path} answered {answer.status}")
-            document: dict[str, Any] = json.loads(answer.data)
-            return {
-                deployment: {name: Window.load(item) for name, item in classes.items()}
-                for deployment, classes in document["windows"].items()
-            }
-        except (urllib3.exceptions.HTTPError, OSError, ValueError, KeyError) as error:
-            raise Unavailable(f"the ledger at {url} does not answer: {error}") from error
 
 
 class Mover:
@@ -92,11 +50,24 @@ class Mover:
         self._read: dict[str, float] = {}
         self._idle: dict[str, float] = {}
         self._answers: dict[str, bool] = {}
+        self._presence: dict[str, Mapping[str, Presence]] = {}
+        self._reported: dict[str, dict[str, float]] = {}
         self._stop = threading.Event()
 
-    def answers(self, pool: str) -> bool:
-        """Whether a pool's ledger answered when it was last asked."""
-        return self._answers.get(pool, False)
+    def answers(self, pool: str) -> bool | None:
+        """Whether a pool's ledger answered when it was last asked; None before it was."""
+        return self._answers.get(pool)
+
+    def presence(self, key: str) -> Mapping[str, Presence] | None:
+        """Devices of each class of a deployment; None before its ledger was read."""
+        return self._presence.get(key)
+
+    def reported(self, pool: str, key: str) -> Mapping[str, float] | None:
+        """When each version was last reported by a device; None where that is not known now.
+
+        Versions are named by their first 12 digits; times are seconds since the epoch.
+        """
+        return self._reported.get(key, {}) if self.answers(pool) else None
 
     def run(self, pools: Pools, events: Events) -> None:
         """Turn until stopped."""
@@ -143,13 +114,30 @@ class Mover:
         url = self._world.config.pool_url.format(pool=name, namespace=namespace)
         now = time.monotonic()
         span = math.ceil(now - self._read.get(pool, now - self._every(members)))
-        seen = self._ledger.windows(url, max(1, min(span, _MEMORY)))
+        reading = self._ledger.read(url, max(1, min(span, _MEMORY)))
         LEDGER_READS.labels("done").inc()
         self._read[pool] = now
         self._heard(pool, members, answers=True)
         for key in members:
-            self._step(key, seen.get(key, {}), events)
-        return bool(seen)
+            self._met(key, reading)
+            self._step(key, reading.windows.get(key, {}), events)
+        return bool(reading.windows)
+
+    def _met(self, key: str, reading: Reading) -> None:
+        """Remember which devices were heard of, and with which version."""
+        before, now = self._presence.get(key), reading.presence(key)
+        self._presence[key] = now
+        reported = self._reported.setdefault(key, {})
+        for version, at in reading.versions.get(key, {}).items():
+            reported[version] = max(at, reported.get(version, 0.0))
+        counts = [{n: (p.known, p.connected) for n, p in (x or {}).items()} for x in (before, now)]
+        if before is None or counts[0] != counts[1]:
+            self._hybrid(key)
+
+    def forget(self, key: str) -> None:
+        """Forget a deployment."""
+        self._presence.pop(key, None)
+        self._reported.pop(key, None)
 
     def _step(self, key: str, windows: Mapping[str, Window], events: Events) -> None:
         before = {name: hand.measured for name, hand in self._hands.get(key).items()}

@@ -21,6 +21,10 @@ CLASS_LABEL: Final = f"{GROUP}/device-class"
 GROUP_LABEL: Final = f"{GROUP}/device-group"
 SLOWDOWN: Final = f"{GROUP}/slowdown"
 POOL_LABEL: Final = f"{GROUP}/pool"
+BUNDLE: Final = f"{GROUP}/bundle"
+PARTITION: Final = f"{GROUP}/partition"
+MODEL: Final = f"{GROUP}/model"
+MADE: Final = f"{GROUP}/made"
 HYBRIDS: Final = f"/apis/{GROUP}/v1alpha1/hybriddeployments"
 
 _COLLECTIONS: Final[Mapping[str, tuple[str, str]]] = {
@@ -33,6 +37,7 @@ _COLLECTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "Node": ("v1", "nodes"),
     "Job": ("batch/v1", "jobs"),
     "DaemonSet": ("apps/v1", "daemonsets"),
+    "ControllerRevision": ("apps/v1", "controllerrevisions"),
     "RayService": ("ray.io/v1", "rayservices"),
     "Event": ("events.k8s.io/v1", "events"),
     "Lease": ("coordination.k8s.io/v1", "leases"),

@@ -50,7 +50,7 @@ def outcome(api: Api, registry: RegistryReader, job: Json, partition: str) -> Ou
         config, costs = registry.bundle(said["bundle"], said.get("costs", ""))
     except BundleError as error:
         return Outcome(failure=f"the Job's bundle cannot be read: {error}")
-    return Outcome(Record.made(partition, said["bundle"], config, costs))
+    return Outcome(Record.of(partition, said["bundle"], config, costs))
 
 
 def _ended(job: Json) -> tuple[str, str] | None:

@@ -4,8 +4,11 @@ Who has a place is decided here too, because it depends on all members at once; 
 reconcile only reads the outcome. A RayService of a pool's name that is not ours is left alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
+
+from pydantic import ValidationError
 
 from dovetail.api import API_VERSION, HybridDeployment
 from dovetail.plan import application_name
@@ -20,16 +23,17 @@ from dovetail_operator.names import (
     path_of,
     same,
 )
-from dovetail_operator.rayservice import Member, admitted, ray_service
+from dovetail_operator.rayservice import Claim, Member, admitted, ray_service
 from dovetail_operator.record import Record
 from dovetail_operator.store import key_of
 from dovetail_operator.world import POOL, World, dedicated_name
 
 _KUBERAY: Final = (
     "This cluster has no RayService (ray.io/v1), in which tails run. Install the KubeRay operator: "
-    "helm install kuberay-operator kuberay/kuberay-operator --version 1.6.0"
+    "helm install kuberay-operator kuberay/kuberay-operator --version 1.6.2"
 )
 
+TRIED_AGAIN: Final = "It is tried again in ten minutes, and at once when the spec changes."
 _NOBODY: Final = "0" * 64  # no token is known that has this digest
 
 
@@ -44,6 +48,32 @@ def parse(hybrid: Json) -> HybridDeployment:
             "spec": hybrid["spec"],
         }
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """How the tail of one version is.
+
+    Attributes:
+        status: what Ray Serve says, such as `RUNNING`.
+        message: what it says besides.
+        active: whether the Ray cluster it runs in is in service; KubeRay brings a new one into
+            service when every application in it runs.
+    """
+
+    status: str
+    message: str
+    active: bool
+
+    @property
+    def running(self) -> bool:
+        """Whether it serves."""
+        return self.active and self.status == "RUNNING"
+
+    @property
+    def failed(self) -> bool:
+        """Whether Ray Serve could not deploy it."""
+        return self.status == "DEPLOY_FAILED"
 
 
 class Pools:
@@ -67,7 +97,9 @@ class Pools:
     ) -> None:
         self._api, self._world, self._release = api, world, release
         self._operator_token, self._hybrid = operator_token, hybrid
-        self._admitted: dict[str, frozenset[str]] = {}
+        self._admitted: dict[str, dict[str, tuple[str, ...]]] = {}
+        self._full: dict[str, frozenset[tuple[str, str]]] = {}
+        self._composed: dict[str, Member] = {}
 
     def reconcile(self, key: str) -> None:
         """Make a pool's RayService what its members want."""
@@ -75,18 +107,19 @@ class Pools:
         living = self._living(key) if pool else []
         if pool is None or not living:
             self._admitted.pop(key, None)
+            self._full.pop(key, None)
             self._remove(key)
             return
-        arrivals = [(item["metadata"]["creationTimestamp"], key_of(item)) for item in living]
-        before, now = self._admitted.get(key), admitted(arrivals, pool.max_tails)
-        self._admitted[key] = now
-        for changed in (before or frozenset()) ^ now if before is not None else now:
-            self._hybrid(changed)
+        self._admit(key, living, pool.max_tails)
         found = self._world.stores["RayService"].get(key)
         if not self._world.has_ray or (found is not None and not self._is_ours(found)):
             return
-        inside = [item for item in living if key_of(item) in now]
-        members = [one for one in map(self._member, inside) if one is not None]
+        inside = self._admitted[key]
+        members = [
+            member
+            for item in living
+            if inside.get(key_of(item)) and (member := self._member(item, inside[key_of(item)]))
+        ]
         if not members:
             return
         namespace, name = key.split("/", 1)
@@ -103,9 +136,51 @@ class Pools:
         if not same(body, found):
             self._api.apply(path_of(body), body, seen=found)
 
+    def _admit(self, key: str, living: list[Json], places: int) -> None:
+        """Decide who has a place, and tell those for whom that changed."""
+        claims = [self._claim(item) for item in living]
+        now = admitted(claims, places)
+        full = frozenset(
+            (claim.key, claim.staged)
+            for claim in claims
+            if claim.staged is not None and claim.staged not in now.get(claim.key, ())
+        )
+        before = self._admitted.get(key)
+        changed = {hybrid for hybrid, _ in full ^ self._full.get(key, frozenset())}
+        changed |= set(now) if before is None else set(before) ^ set(now)
+        self._admitted[key], self._full[key] = now, full
+        for hybrid in sorted(changed):
+            self._hybrid(hybrid)
+
+    def _claim(self, hybrid: Json) -> Claim:
+        created, key = hybrid["metadata"]["creationTimestamp"], key_of(hybrid)
+        record = Record.read(self._world.child("ConfigMap", hybrid, "plan"))
+        if record is None:
+            return Claim(created, key)
+        running, staged = record.stand.applications(record.bundle), record.stand.staged
+        if staged is None or staged in record.stand.retained:
+            return Claim(created, key, running)
+        return Claim(created, key, running[:-1], staged)
+
     def members(self, key: str) -> list[str]:
         """Keys of the deployments that have a place in a pool."""
         return sorted(self._admitted.get(key, ()))
+
+    def is_full_for(self, pool: str, hybrid: str, bundle: str) -> bool:
+        """Whether a pool has no place for one more version of a deployment that is in it."""
+        return (hybrid, bundle) in self._full.get(pool, frozenset())
+
+    def application(self, pool: str, hybrid: str, bundle: str) -> Application | None:
+        """How the tail of a version is; None while its pool says nothing of it."""
+        found = self._world.stores["RayService"].get(pool)
+        if found is None or not self._is_ours(found):
+            return None
+        status, name = found.get("status") or {}, application_name(hybrid, bundle)
+        for part, active in (("activeServiceStatus", True), ("pendingServiceStatus", False)):
+            said = ((status.get(part) or {}).get("applicationStatuses") or {}).get(name)
+            if said is not None:
+                return Application(said.get("status", ""), said.get("message", ""), active=active)
+        return None
 
     def known(self) -> list[str]:
         """Keys of the pools that have members."""
@@ -123,7 +198,7 @@ class Pools:
         refusal = self._refusal(hybrid, key, name)
         if refusal is not None:
             return refusal
-        if mine not in self._admitted.get(key, frozenset({mine})):
+        if mine not in self._admitted.get(key, {mine: ()}):
             message = (
                 f"Pool {name} has no place left for another tail. Ask for another pool in "
                 "spec.cloud.pool (Dedicated makes one), or raise maxTails of the pool in the chart."
@@ -131,7 +206,11 @@ class Pools:
             return Finding("False", "PoolFull", message)
         if record is None:
             return WAITS_FOR_BUNDLE
-        return self._application(key, name, application_name(mine, record.bundle))
+        refused = record.stand.refused
+        if refused is not None and refused.bundle == record.bundle:
+            message = f"Ray Serve could not deploy the tail: {refused.message}. {TRIED_AGAIN}"
+            return Finding("False", "TailFailed", message)
+        return _tail(name, self.application(key, mine, record.bundle))
 
     def _refusal(self, hybrid: Json, key: str, name: str) -> Finding | None:
         pool, namespace = self._world.pool(key), hybrid["metadata"]["namespace"]
@@ -153,20 +232,6 @@ class Pools:
             return Finding("False", "PoolNotOurs", message)
         return None
 
-    def _application(self, key: str, pool: str, name: str) -> Finding:
-        found = self._world.stores["RayService"].get(key)
-        active = ((found or {}).get("status") or {}).get("activeServiceStatus") or {}
-        application = (active.get("applicationStatuses") or {}).get(name)
-        if application is None:
-            return Finding("False", "TailDeploying", f"Pool {pool} is starting the tail.")
-        status = application.get("status", "")
-        if status == "RUNNING":
-            return Finding("True", "TailRunning", f"The tail runs in pool {pool}.")
-        if status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            said = application.get("message", "")
-            return Finding("False", "TailFailed", f"Application {name} is {status}: {said}")
-        return Finding("False", "TailDeploying", f"Application {name} is being deployed.")
-
     def _living(self, key: str) -> list[Json]:
         pool = self._world.pool(key)
         return [
@@ -177,11 +242,14 @@ class Pools:
             and pool.serves(item["metadata"]["namespace"])
         ]
 
-    def _member(self, hybrid: Json) -> Member | None:
+    def _member(self, hybrid: Json, versions: Sequence[str]) -> Member | None:
         record = Record.read(self._world.child("ConfigMap", hybrid, "plan"))
         if record is None:
             return None
-        deployment = parse(hybrid)
+        try:
+            deployment = parse(hybrid)
+        except ValidationError:  # its own condition says so; what serves goes on
+            return self._composed.get(key_of(hybrid))
         plans, tokens = {}, {}
         for item in deployment.spec.edge.classes:
             plan = record.plan(item.name)
@@ -192,7 +260,9 @@ class Pools:
         if not plans:
             return None
         created = hybrid["metadata"]["creationTimestamp"]
-        return Member(deployment.key, created, deployment.spec, record.bundle, plans, tokens)
+        member = Member(deployment.key, created, deployment.spec, versions, plans, tokens)
+        self._composed[member.key] = member
+        return member
 
     def _remove(self, key: str) -> None:
         found = self._world.stores["RayService"].get(key)
@@ -221,3 +291,16 @@ def _digest(secret: Json | None) -> str:
     """Digest of a class's token; of no token at all once its Secret was deleted."""
     annotations = ((secret or {}).get("metadata") or {}).get("annotations") or {}
     return str(annotations.get(TOKEN_HASH, _NOBODY))
+
+
+def _tail(pool: str, application: Application | None) -> Finding:
+    if application is None:
+        return Finding("False", "TailDeploying", f"Pool {pool} is starting the tail.")
+    if application.running:
+        return Finding("True", "TailRunning", f"The tail runs in pool {pool}.")
+    if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+        message = f"Ray Serve says {application.status} of the tail: {application.message}"
+        return Finding("False", "TailFailed", message)
+    if application.status == "RUNNING":
+        return Finding("False", "TailDeploying", f"The tail runs; pool {pool} is not in service.")
+    return Finding("False", "TailDeploying", f"Pool {pool} is deploying the tail.")

@@ -21,12 +21,14 @@ from dovetail_operator.edges import token_secret
 from dovetail_operator.events import Events
 from dovetail_operator.hands import Hands
 from dovetail_operator.lease import Lease, Terms
-from dovetail_operator.moving import Ledger, Mover
+from dovetail_operator.ledger import Ledger
+from dovetail_operator.moving import Mover
 from dovetail_operator.names import collection
 from dovetail_operator.pools import Pools
 from dovetail_operator.reconcile import Reconciler
 from dovetail_operator.registry import RegistryReader
 from dovetail_operator.trust import Trust
+from dovetail_operator.versions import Versions
 from dovetail_operator.workqueue import WorkQueue
 from dovetail_operator.world import POOL, World
 
@@ -113,7 +115,7 @@ class Operator:
         reconciler = Reconciler(
             api,
             self.world,
-            RegistryReader(config.registry),
+            Versions(api, self.world, RegistryReader(config.registry)),
             hands=hands,
             pools=pools,
             mover=self._mover,

@@ -38,27 +38,60 @@ class Member:
         key: `<namespace>/<name>`.
         created: when it was created, RFC 3339.
         spec: what it wants.
-        digest: its bundle.
-        plans: its plans by class.
+        versions: bundles of it that are served beside one another.
+        plans: its plans by class; the tail of every version hands out the same.
         tokens: device class -> sha256 hex of its bearer token.
     """
 
     key: str
     created: str
     spec: Spec
-    digest: str
+    versions: Sequence[str]
     plans: Mapping[str, Plan]
     tokens: Mapping[str, str] = field(default_factory=dict)
 
 
-def admitted(members: Iterable[tuple[str, str]], most: int) -> frozenset[str]:
-    """Keys of those that have a place: the first ones that came.
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a deployment asks of a pool.
+
+    Attributes:
+        created: when it was created, RFC 3339; who came first goes first.
+        key: `<namespace>/<name>`.
+        running: its versions that devices may be sent to, the live one first.
+        staged: the version that is to be live next.
+    """
+
+    created: str
+    key: str
+    running: tuple[str, ...] = ()
+    staged: str | None = None
+
+
+def admitted(claims: Iterable[Claim], most: int) -> dict[str, tuple[str, ...]]:
+    """Versions for which there is a place, by deployment; none is there for who has no place.
+
+    A place is an application. A deployment takes one before it has a version, so that it is not
+    told to come and sent away later. New versions of those inside come after all that runs.
 
     Args:
-        members: (created, key) of each.
+        claims: what each asks for.
         most: places.
     """
-    return frozenset(key for _, key in sorted(members)[:most])
+    inside: dict[str, tuple[str, ...]] = {}
+    left = most
+    ordered = sorted(claims, key=lambda claim: (claim.created, claim.key))
+    for claim in ordered:
+        if left > 0:
+            inside[claim.key] = claim.running[:left]
+            left -= max(1, len(inside[claim.key]))
+    for claim in ordered:
+        # The first version takes the place that was kept for it.
+        free = claim.staged is not None and claim.key in inside and not inside[claim.key]
+        if claim.staged is not None and claim.key in inside and (left > 0 or free):
+            inside[claim.key] += (claim.staged,)
+            left -= not free
+    return inside
 
 
 def ray_service(
@@ -83,8 +116,8 @@ def ray_service(
         operator_token: sha256 hex of the token that may read the ledger.
     """
     marks = {**labels(name, "pool"), POOL_LABEL: name}
-    tails = [_tail(member, config) for member in members]
-    ledger = LedgerApp({tail.bundle: tail.tokens for tail in tails}, operator_token)
+    tails = [_tail(member, digest, config) for member in members for digest in member.versions]
+    ledger = LedgerApp(operator_token)
     serve = serve_config(tails, ledger, host="0.0.0.0", port=PORT, everywhere=True)  # noqa: S104  a pod's own address
     return stamped(
         {
@@ -104,12 +137,12 @@ def ray_service(
     )
 
 
-def _tail(member: Member, config: Config) -> TailApp:
+def _tail(member: Member, digest: str, config: Config) -> TailApp:
     cloud = member.spec.cloud
     return TailApp(
         deployment=member.key,
-        bundle=f"{config.cache}/bundles/{member.digest.removeprefix('sha256:')}",
-        digest=member.digest,
+        bundle=f"{config.cache}/bundles/{digest.removeprefix('sha256:')}",
+        digest=digest,
         plans=member.plans,
         tokens=member.tokens,
         settings={"threads": cloud.threads, "max_batch": cloud.max_batch},

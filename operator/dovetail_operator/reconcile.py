@@ -10,12 +10,12 @@ becomes a condition and does not come back by itself.
 import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Literal
 
 from pydantic import ValidationError
 
-from dovetail.api import HybridDeployment
+from dovetail.api import HybridDeployment, seconds
 from dovetail.errors import BundleError, DovetailError, ManifestError, Unavailable, UnknownRung
 from dovetail.status import Status, moment
 from dovetail_operator import conditions, desired, edges
@@ -25,29 +25,14 @@ from dovetail_operator.events import Events
 from dovetail_operator.hands import Hand, Hands
 from dovetail_operator.moving import Mover
 from dovetail_operator.names import HYBRIDS, collection, path_of, same, stamped
-from dovetail_operator.partition import outcome
 from dovetail_operator.pools import Pools, parse
-from dovetail_operator.record import Record, partition_hash
-from dovetail_operator.registry import RegistryReader
+from dovetail_operator.record import Record
+from dovetail_operator.rollout import Stand, short
 from dovetail_operator.trust import Trust
+from dovetail_operator.versions import KIND, Progress, Versions, names_to_keep
 from dovetail_operator.world import CHILDREN, OWNER, World, pool_key
 
 _TOLD: Final = ("Partitioned", "TailAvailable", "EdgeAvailable", "Degraded", "Ready")
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far the bundle is.
-
-    Attributes:
-        record: the bundle in use; None before there is one.
-        job: the Job that makes this spec's, where one is wanted.
-        failure: why there is no bundle of this spec.
-    """
-
-    record: Record | None
-    job: Json | None = None
-    failure: str | None = None
 
 
 class Reconciler:
@@ -56,7 +41,7 @@ class Reconciler:
     Args:
         api: the API server, fenced.
         world: what is known.
-        registry: where bundles are.
+        versions: finds and keeps versions.
         hands: slow hands.
         pools: places of tails.
         mover: whether ledgers answer.
@@ -68,7 +53,7 @@ class Reconciler:
         self,
         api: Api,
         world: World,
-        registry: RegistryReader,
+        versions: Versions,
         *,
         hands: Hands,
         pools: Pools,
@@ -76,13 +61,16 @@ class Reconciler:
         events: Events,
         trust: Trust,
     ) -> None:
-        self._api, self._world, self._registry = api, world, registry
+        self._api, self._world, self._versions = api, world, versions
         self._hands, self._pools, self._mover, self._events = hands, pools, mover, events
         self._trust = trust
         self._written: dict[str, int] = {}
 
-    def reconcile(self, key: str) -> None:
+    def reconcile(self, key: str) -> float | None:
         """Make one deployment what it should be.
+
+        Returns:
+            Seconds after which to look again though nothing changes; None for no need to.
 
         Raises:
             Conflict: somebody was faster; look again.
@@ -92,29 +80,34 @@ class Reconciler:
         hybrid = self._world.stores["HybridDeployment"].get(key)
         if hybrid is None or "deletionTimestamp" in hybrid["metadata"]:
             self._hands.drop(key)
+            self._mover.forget(key)
             self._written.pop(key, None)
-            return
+            return None
         if int(hybrid["metadata"]["resourceVersion"]) < self._written.get(key, 0):
-            return  # our own write is not back yet; it brings the key back
+            return None  # our own write is not back yet; it brings the key back
         try:
             deployment = parse(hybrid)
         except ValidationError as error:
-            self._report(hybrid, _invalid(error))
-            return
+            self._report(hybrid, _invalid(hybrid, error))
+            return None
         try:
-            findings = self._act(hybrid, deployment)
+            progress, findings = self._act(hybrid, deployment)
         except Conflict:
             raise
         except (ApiError, Unavailable) as error:
             with contextlib.suppress(Unavailable):  # where it is the API server, nobody hears it
-                self._report(hybrid, _retrying(error))
+                self._report(hybrid, _retrying(hybrid, error))
             raise
         self._report(hybrid, findings)
+        if progress.record is None:
+            return None
+        retain = seconds(deployment.spec.rollout.retain)
+        return progress.record.stand.look_again(retain, time.time())
 
-    def _act(self, hybrid: Json, deployment: HybridDeployment) -> Findings:
-        progress = self._partition(hybrid, deployment)
-        record = progress.record
-        degraded, hands = AS_EXPECTED, dict[str, Hand]()
+    def _act(self, hybrid: Json, deployment: HybridDeployment) -> tuple[Progress, Findings]:
+        now = time.time()
+        progress = self._roll(hybrid, deployment, now)
+        record, wrong, hands = progress.record, AS_EXPECTED, dict[str, Hand]()
         wanted: list[Json] = []
         if progress.job is not None or record is not None:
             wanted.append(desired.service_account(hybrid))
@@ -127,26 +120,43 @@ class Reconciler:
                 hands = self._hands.ensure(deployment, generation, record)
                 wanted += self._serving(hybrid, deployment, record, hands, slower)
             except (ManifestError, UnknownRung, BundleError) as error:
-                degraded = Finding("True", error.code, str(error))
-        self._write(hybrid, wanted, deployment, keep=degraded is not AS_EXPECTED)
-        return self._find(hybrid, deployment, progress, hands, degraded)
+                wrong = Finding("True", error.code, str(error))
+        self._write(hybrid, wanted, deployment, progress, keep=wrong is not AS_EXPECTED)
+        return progress, self._find(hybrid, deployment, progress, hands, wrong)
 
-    def _partition(self, hybrid: Json, deployment: HybridDeployment) -> Progress:
-        """The bundle in use, and what is done to have the one of this spec."""
-        record = Record.read(self._world.child("ConfigMap", hybrid, "plan"))
-        wanted = partition_hash(deployment)
-        if record is not None and record.partition == wanted:
-            return Progress(record)
-        if deployment.spec.model.uri.startswith("file:"):
-            return Progress(record)
-        job = desired.partition_job(hybrid, deployment, self._world.config)
-        found = self._world.owned("Job", hybrid, job["metadata"]["name"])
-        if found is None:
-            return Progress(record, job)
-        ended = outcome(self._api, self._registry, found, wanted)
-        if ended is None:
-            return Progress(record, job)
-        return Progress(ended.record or record, job, ended.failure)
+    def _roll(self, hybrid: Json, deployment: HybridDeployment, now: float) -> Progress:
+        """The next step of a rollout: what is asked for is staged, goes live, or is refused."""
+        progress = self._versions.progress(hybrid, deployment, now)
+        record = progress.record
+        if record is None:
+            return progress
+        key, pool = deployment.key, pool_key(hybrid, self._world.config)
+        generation, live = hybrid["metadata"]["generation"], record.bundle
+        stand = record.stand.towards(live, progress.wanted, generation, now)
+        for bundle in filter(None, (stand.staged, live)):
+            tail = self._pools.application(pool, key, bundle)
+            if tail is None or not stand.settled(bundle, now):
+                continue
+            if tail.running and bundle == stand.staged:
+                return self._switch(hybrid, progress, stand, now)
+            # In a cluster that is in service the live tail stays: it ran, and may again.
+            if tail.failed and not (tail.active and bundle == live):
+                stand = stand.without(bundle, generation, tail.message, now)
+        retain = seconds(deployment.spec.rollout.retain)
+        stand = stand.released(self._mover.reported(pool, key), retain, now)
+        return replace(progress, record=replace(record, stand=stand))
+
+    def _switch(self, hybrid: Json, progress: Progress, stand: Stand, now: float) -> Progress:
+        """The staged version's tail serves: have plans name it, and keep what was live."""
+        old, staged = progress.record, stand.staged
+        assert old is not None
+        assert staged is not None
+        loaded = self._versions.load(hybrid, staged)
+        if loaded is None:
+            return replace(progress, record=replace(old, stand=stand))
+        self._versions.keep(hybrid, old, now)
+        record = replace(loaded, plans=old.plans, stand=stand.switched(old.bundle, now))
+        return replace(progress, record=record)
 
     def _serving(
         self,
@@ -171,7 +181,13 @@ class Reconciler:
         return wanted
 
     def _write(
-        self, hybrid: Json, wanted: list[Json], deployment: HybridDeployment, *, keep: bool
+        self,
+        hybrid: Json,
+        wanted: list[Json],
+        deployment: HybridDeployment,
+        progress: Progress,
+        *,
+        keep: bool,
     ) -> None:
         """Create missing tokens; apply what differs; delete what is ours and not wanted."""
         names = {(item["kind"], item["metadata"]["name"]) for item in wanted}
@@ -186,6 +202,11 @@ class Reconciler:
         if keep:
             return  # what runs goes on until a person has put it right
         names.add(("Job", desired.partition_job_name(deployment)))
+        record = progress.record
+        running = {progress.wanted} if progress.wanted is not None else set[str]()
+        if record is not None:
+            running |= {record.bundle, *record.stand.applications(record.bundle)}
+        names |= {(KIND, name) for name in names_to_keep(hybrid, progress.kept, running)}
         self._prune(hybrid, names)
 
     def _tokens(self, hybrid: Json, deployment: HybridDeployment) -> set[tuple[str, str]]:
@@ -216,35 +237,43 @@ class Reconciler:
         deployment: HybridDeployment,
         progress: Progress,
         hands: Mapping[str, Hand],
-        degraded: Finding,
+        wrong: Finding,
     ) -> Findings:
         record, pool = progress.record, pool_key(hybrid, self._world.config)
+        found = conditions.partitioned(deployment, progress)
+        full = record is not None and self._pools.is_full_for(
+            pool, deployment.key, record.stand.staged or ""
+        )
+        if wrong is AS_EXPECTED:
+            wrong = conditions.degraded(found, record, full=full)
+        return Findings(
+            partitioned=found,
+            tail=self._pools.tail_available(hybrid, pool, record),
+            edge=self._edge_available(hybrid, deployment, record),
+            moving=conditions.moving(deployment, hands, ledger=self._mover.answers(pool)),
+            degraded=wrong,
+            bundle=record.bundle if record is not None else None,
+            classes=conditions.class_statuses(hands),
+            versions=conditions.version_statuses(progress),
+            rolling=conditions.rolling(found, record),
+        )
+
+    def _edge_available(
+        self, hybrid: Json, deployment: HybridDeployment, record: Record | None
+    ) -> Finding:
         classes = deployment.spec.edge.classes
         sets = {c.name: self._world.child("DaemonSet", hybrid, "edge", c.name) for c in classes}
         nodes = {c.name: self._world.nodes(c.node_selector) for c in classes}
-        current = record is not None and record.partition == partition_hash(deployment)
         edge = conditions.edge_available(classes, sets, nodes)
-        if record is None and edge.reason == "EdgesNotReady":
-            edge = WAITS_FOR_BUNDLE
-        return Findings(
-            partitioned=conditions.partitioned(
-                deployment, progress.job, progress.failure, current=current
-            ),
-            tail=self._pools.tail_available(hybrid, pool, record),
-            edge=edge,
-            moving=conditions.moving(deployment, hands, ledger=self._mover.answers(pool)),
-            degraded=degraded,
-            bundle=record.bundle if record is not None else None,
-            classes=conditions.class_statuses(hands),
-        )
+        return WAITS_FOR_BUNDLE if record is None and edge.reason == "EdgesNotReady" else edge
 
     def _report(self, hybrid: Json, findings: Findings) -> None:
         """Write the status where it differs, and tell people of conditions that changed."""
         stored = hybrid.get("status") or {}
         previous = {one["type"]: one for one in stored.get("conditions") or ()}
-        if not findings.classes and findings.degraded.status == "True":
-            known = Status.model_validate(stored).classes if _readable(stored) else ()
-            findings = replace(findings, classes=known, bundle=stored.get("bundle"))
+        if not findings.classes and findings.degraded.status == "True" and _readable(stored):
+            known = Status.model_validate(stored)
+            findings = replace(findings, classes=known.classes, versions=known.versions)
         status = conditions.status_of(
             findings, hybrid["metadata"]["generation"], previous, moment(time.time())
         )
@@ -261,6 +290,10 @@ class Reconciler:
         key = f"{metadata['namespace']}/{metadata['name']}"
         self._written[key] = int(written["metadata"]["resourceVersion"])
         self._tell(hybrid, document["conditions"], previous)
+        old, new = stored.get("bundle"), document.get("bundle")
+        if old and new and old != new:
+            note = f"Version {short(new)} took over from {short(old)}."
+            self._events.emit(hybrid, "Normal", "RolledOut", "Rollout", note)
 
     def _tell(self, hybrid: Json, now: list[Json], before: Mapping[str, Json]) -> None:
         for condition in now:
@@ -295,19 +328,35 @@ def _readable(stored: Json) -> bool:
     return True
 
 
-def _invalid(error: ValidationError) -> Findings:
+def _invalid(hybrid: Json, error: ValidationError) -> Findings:
     """The resource was admitted by another version of its definition."""
     faults = "; ".join(
         f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
     )
-    return _nothing(Finding("True", "InvalidSpec", f"The spec does not hold: {faults}"))
+    return _as_before(hybrid, Finding("True", "InvalidSpec", f"The spec does not hold: {faults}"))
 
 
-def _retrying(error: DovetailError) -> Findings:
+def _retrying(hybrid: Json, error: DovetailError) -> Findings:
     message = f"What this deployment needs could not be done, and is tried again: {error}"
-    return _nothing(Finding("True", "Retrying", message))
+    return _as_before(hybrid, Finding("True", "Retrying", message))
 
 
-def _nothing(degraded: Finding) -> Findings:
-    unknown = Finding("Unknown", degraded.reason, degraded.message)
-    return Findings(unknown, unknown, unknown, unknown, degraded)
+def _as_before(hybrid: Json, wrong: Finding) -> Findings:
+    """What was found last, and what is wrong now: nobody looked at the rest anew."""
+    stored = hybrid.get("status") or {}
+    before = {one["type"]: one for one in stored.get("conditions") or ()}
+
+    def known(name: str) -> Finding:
+        one = before.get(name)
+        if one is None:
+            return Finding("Unknown", wrong.reason, wrong.message)
+        return Finding(one["status"], one["reason"], one["message"])
+
+    return Findings(
+        known("Partitioned"),
+        known("TailAvailable"),
+        known("EdgeAvailable"),
+        known("Moving"),
+        wrong,
+        bundle=stored.get("bundle"),
+    )

@@ -21,7 +21,9 @@ from dovetail.layout import canonical_json
 from dovetail.plan import Plan
 from dovetail_operator.client import Json
 from dovetail_operator.names import child
+from dovetail_operator.rollout import Stand
 
+_STAND: Final = "rollout.json"
 _MADE_FROM: Final = {"model", "inputs", "calibration", "quality", "wire"}
 
 
@@ -43,6 +45,9 @@ class Record:
         config: the bundle's description, as JSON text.
         costs: its cost profile, as JSON text.
         plans: the plan of each class, as JSON text.
+        stand: what runs beside that bundle.
+        model: the model's source, for people.
+        made: when it was made, RFC 3339.
     """
 
     partition: str
@@ -50,9 +55,12 @@ class Record:
     config: str
     costs: str
     plans: Mapping[str, str] = field(default_factory=dict)
+    stand: Stand = field(default_factory=Stand)
+    model: str = ""
+    made: str = ""
 
     @classmethod
-    def made(cls, partition: str, bundle: str, config: BundleConfig, costs: CostProfile) -> Self:
+    def of(cls, partition: str, bundle: str, config: BundleConfig, costs: CostProfile) -> Self:
         """The record of a bundle that was just made.
 
         Quantisation tables, weight groups and per-operator times are left out: only runtimes and
@@ -78,7 +86,14 @@ class Record:
                 if key.startswith("plan.")
             }
             return cls(
-                data["partition"], data["bundle"], data["config.json"], data["costs.json"], plans
+                data["partition"],
+                data["bundle"],
+                data["config.json"],
+                data["costs.json"],
+                plans,
+                _stand(data.get(_STAND, "{}")),
+                data.get("model", ""),
+                data.get("made", ""),
             )
         except KeyError:
             return None
@@ -104,15 +119,31 @@ class Record:
         except ValidationError:
             return None
 
-    def config_map(self, owner: Json, plans: Mapping[str, Plan], ca: str | None = None) -> Json:
-        """The ConfigMap that holds this record with these plans, and whom edges trust."""
-        data = {
+    @property
+    def data(self) -> dict[str, str]:
+        """What is kept of the bundle, without plans and what runs beside it."""
+        return {
             "partition": self.partition,
             "bundle": self.bundle,
             "config.json": self.config,
             "costs.json": self.costs,
+            "model": self.model,
+            "made": self.made,
         }
+
+    def config_map(self, owner: Json, plans: Mapping[str, Plan], ca: str | None = None) -> Json:
+        """The ConfigMap that holds this record with these plans, and whom edges trust."""
+        data = self.data
         data |= {f"plan.{name}.json": p.model_dump_json(by_alias=True) for name, p in plans.items()}
+        if self.stand != Stand():
+            data[_STAND] = self.stand.model_dump_json(by_alias=True, exclude_defaults=True)
         if ca is not None:
             data["ca.crt"] = ca
         return {**child("ConfigMap", owner, "plan"), "data": data}
+
+
+def _stand(text: str) -> Stand:
+    try:
+        return Stand.model_validate_json(text)
+    except ValidationError:
+        return Stand()

@@ -1,8 +1,9 @@
 """Everything the operator knows of the cluster: one store a kind, kept by one informer each.
 
 What is watched is what is needed to decide: of what the operator itself writes, only objects with
-its label; of Secrets and Services, only metadata; of Jobs, DaemonSets and RayServices, no spec,
-because whether they must be written is told by the digest in their annotations.
+its label; of Secrets, Services and earlier versions, only metadata; of Jobs, DaemonSets and
+RayServices, no spec, because whether they must be written is told by the digest in their
+annotations.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -29,8 +30,16 @@ LABEL: Final = "label"
 # KubeRay puts names behind a RayService's; it refuses longer ones.
 _POOL_NAME: Final = 40
 _STATUS: Final = frozenset({"apiVersion", "kind", "metadata", "status"})
-CHILDREN: Final = ("Job", "ConfigMap", "ServiceAccount", "Secret", "DaemonSet", "Service")
-_SLIM: Final = frozenset({"ServiceAccount", "Secret", "Service"})
+CHILDREN: Final = (
+    "Job",
+    "ConfigMap",
+    "ServiceAccount",
+    "Secret",
+    "DaemonSet",
+    "Service",
+    "ControllerRevision",
+)
+_SLIM: Final = frozenset({"ServiceAccount", "Secret", "Service", "ControllerRevision"})
 
 Notify = Callable[[str], None]
 

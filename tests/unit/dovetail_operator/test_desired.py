@@ -8,7 +8,7 @@ from dovetail_operator import conditions, desired, edges
 from dovetail_operator.conditions import Finding, Findings
 from dovetail_operator.config import Config
 from dovetail_operator.names import child_name, same, stamped
-from dovetail_operator.rayservice import admitted
+from dovetail_operator.rayservice import Claim, admitted
 from dovetail_operator.record import partition_hash
 
 CONFIG = Config.model_validate(
@@ -202,9 +202,28 @@ def test_only_what_differs_is_written():
 
 def test_who_came_first_stays_when_a_pool_is_full():
     """Verify that a newcomer never takes a place, whatever its name."""
-    members = [("2026-01-02", "b/late"), ("2026-01-01", "z/early"), ("2026-01-03", "a/last")]
+    claims = [
+        Claim("2026-01-02", "b/late", ("v1",)),
+        Claim("2026-01-01", "z/early", ("v1",)),
+        Claim("2026-01-03", "a/last"),
+    ]
 
-    assert admitted(members, 2) == {"z/early", "b/late"}
+    assert admitted(claims, 2) == {"z/early": ("v1",), "b/late": ("v1",)}
+
+
+def test_a_new_version_takes_a_place_and_pushes_nobody_out():
+    """Verify that places are applications, and that what runs goes before what is to run."""
+    first = Claim("2026-01-01", "a/first", ("v2", "v1"), "v3")
+    second = Claim("2026-01-02", "b/second", ("v1",), "v2")
+
+    assert admitted([second, first], 3) == {"a/first": ("v2", "v1"), "b/second": ("v1",)}
+    assert admitted([second, first], 4)["a/first"] == ("v2", "v1", "v3")
+    assert admitted([second, first], 5)["b/second"] == ("v1", "v2")
+
+
+def test_a_version_that_replaces_a_refused_one_takes_its_place():
+    """Verify that a deployment whose only tail was refused can be put right in a full pool."""
+    assert admitted([Claim("2026-01-01", "a/first", (), "v2")], 1) == {"a/first": ("v2",)}
 
 
 FINE = Finding("True", "Fine", "it is fine")

@@ -74,7 +74,7 @@ def test_another_spec_is_the_next_generation_and_keeps_the_rung_where_it_may(tin
 def test_a_record_survives_its_config_map(tiny):
     """Verify that what is written can be read again, and prices the same ladder."""
     made = deployment()
-    record = Record.made(partition_hash(made), tiny.bundle.digest, tiny.bundle.config, tiny.costs)
+    record = Record.of(partition_hash(made), tiny.bundle.digest, tiny.bundle.config, tiny.costs)
     hand = Hands().ensure(made, 1, record)["default"]
     owner = {
         "apiVersion": "v1",
@@ -93,7 +93,7 @@ def test_a_hand_never_goes_back_behind_what_it_decided(tiny):
     """Verify that a spec that comes back raises the generation instead of using an old one."""
     hands, free = Hands(), deployment()
     pinned = deployment(adapt={"mode": "Manual"}, split={"rung": "cut2"})
-    record = Record.made("p", tiny.bundle.digest, tiny.bundle.config, tiny.costs)
+    record = Record.of("p", tiny.bundle.digest, tiny.bundle.config, tiny.costs)
 
     seen = [
         hands.ensure(one, generation, record)["default"].state.plan.generation
@@ -105,7 +105,7 @@ def test_a_hand_never_goes_back_behind_what_it_decided(tiny):
 
 def test_a_pinned_rung_that_is_not_there_changes_nothing(tiny):
     """Verify that a bad spec raises and leaves the hands as they were."""
-    hands, record = Hands(), Record.made("p", tiny.bundle.digest, tiny.bundle.config, tiny.costs)
+    hands, record = Hands(), Record.of("p", tiny.bundle.digest, tiny.bundle.config, tiny.costs)
     before = hands.ensure(deployment(), 1, record)
 
     with pytest.raises(UnknownRung, match="cut9"):
