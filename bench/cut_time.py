@@ -59,7 +59,7 @@ def run(context: Context) -> Result:
                 ladders[f"random, {largest} ops"][1],
                 1.0,
                 1.0,
-                "one maximum flow for each of the sweeps' vertices; nothing is shared between them",
+                "without a gate: one network of all ops",
             ),
             _figure(
                 "ResNet-50, file to bundle, without calibration",

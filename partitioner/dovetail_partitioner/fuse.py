@@ -154,8 +154,10 @@ class _Groups:
     def join_maker(self, index: int) -> None:
         """Rule 1: a cheap group on the only reader side of one tensor joins its maker."""
         group = self._of[index]
+        if not self._is_cheap(group):
+            return
         reads = self._reads(group)
-        if not self._is_cheap(group) or len(reads) != 1:
+        if len(reads) != 1:
             return
         [name] = reads
         maker = self._graph.producer.get(name)
@@ -212,8 +214,10 @@ class _Groups:
     def join_reader(self, index: int) -> None:
         """Rule 5: a cheap group that only dresses up the graph's inputs joins its only reader."""
         group = self._of[index]
+        if not self._is_cheap(group):
+            return
         reads, after = self._reads(group), self._after[group]
-        if not reads or not reads.issubset(self._graph.inputs) or not self._is_cheap(group):
+        if not reads or not reads.issubset(self._graph.inputs):
             return
         writes = self._writes(group)
         if len(after) != 1 or self._outputs.intersection(writes):
