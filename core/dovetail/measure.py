@@ -316,11 +316,16 @@ class LinkEstimator:
         self._felt: deque[_Crossing] = deque(maxlen=64)
         self._unfelt: deque[_Crossing] = deque(maxlen=8)
 
-    def observe(self, size: int, seconds: float, now: float) -> None:
-        """Record a request that moved `size` bytes and spent `seconds` on the network."""
+    def observe(self, size: int, seconds: float, now: float) -> bool:
+        """Record a request that moved `size` bytes and spent `seconds` on the network.
+
+        Returns:
+            Whether its bytes took enough of that time to tell of the link's rate.
+        """
         trip = min((one.seconds for one in itertools.islice(reversed(self._trips), 8)), default=0.0)
         felt = seconds - trip >= _FELT * seconds
         (self._felt if felt else self._unfelt).append(_Crossing(now, size, seconds, felt))
+        return felt
 
     def observe_trip(self, seconds: float, now: float) -> None:
         """Record the round trip of a request too small to feel the bandwidth."""

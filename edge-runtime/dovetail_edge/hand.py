@@ -25,7 +25,7 @@ from dovetail_edge.route import Route, Routes
 FRESH = 5.0  # seconds a link estimate is believed
 POLICY = Policy(hysteresis=0.2, cooldown=3.0)
 _STRETCH = 5.0  # seconds of samples in each of the two halves of the recent window
-_ENOUGH = 3  # crossings before the link is believed: the very first one meets everything cold
+_ENOUGH = 3  # crossings before the link is believed
 _PROBE_EVERY = 100
 _BEARABLE = 3.0
 
@@ -102,11 +102,18 @@ class Hand:
                 self._turned_at = now
             self._halves[-1].add(replace(sample, parts=per_row))
 
-    def crossed(self, size: int, seconds: float, now: float) -> None:
-        """Record that `size` bytes took `seconds` on the network."""
+    def crossed(self, size: int, seconds: float, now: float) -> bool:
+        """Record that `size` bytes took `seconds` on the network.
+
+        Returns:
+            Whether the bytes took enough of that to tell of the rate; never for the first crossing,
+            which meets everything cold and is not believed.
+        """
         with self._lock:
             self._crossings += 1
-            self._estimator.observe(size, seconds, now)
+            if self._crossings == 1:
+                return False
+            return self._estimator.observe(size, seconds, now)
 
     def tripped(self, seconds: float, now: float) -> None:
         """Record the round trip of an empty request."""

@@ -27,7 +27,8 @@ log = logging.getLogger("dovetail.edge")
 _TIMEOUT = 3.0
 _REPORT_EVERY, _PROBE_EVERY, _POLL_EVERY = 1.0, 2.0, 3.0
 _SHARE = 20  # a report that took s seconds is followed by no other for 20 s
-_LEAST_PROBE, _FIRST_PROBE, _MOST_PROBE = 1 << 10, 8 << 10, 64 << 10
+_LEAST_PROBE, _FIRST_PROBE, _MOST_PROBE = 1 << 10, 8 << 10, 256 << 10
+_GROWTH, _MOST_PROBES = 4, 8
 _LEAST_PROBE_SECONDS = 0.03
 _FLOWING = 3.0  # seconds after a request in which more are expected
 _BUSY_PAUSE = 0.1
@@ -162,11 +163,28 @@ class Reporter:
         # On a link so fast that no bytes are felt, the rate stays old: hence a clock of its own.
         if min(self._hand.rate_age(now), now - self._probed_at) >= _PROBE_EVERY:
             self._probed_at = now
-            self._probe(self._probe_size())
+            self._probe_rate()
             said = True
         return said
 
-    def _probe(self, size: int) -> None:
+    def _probe_rate(self) -> None:
+        """Probe with more and more bytes until they are felt.
+
+        Bytes that are not felt took less than a third of a round trip, so four times as many are
+        soon through; and on a fast link few bytes say no more than how much round trips vary, by
+        which it would look slower than it is, and the device would stay alone.
+        """
+        size = self._probe_size()
+        for _ in range(_MOST_PROBES):
+            felt = self._probe(size)
+            known = self._hand.link(time.monotonic()) is not None
+            if known and (felt or size == _MOST_PROBE):
+                return
+            if not felt:
+                size = min(_GROWTH * size, _MOST_PROBE)
+
+    def _probe(self, size: int) -> bool:
+        """Send so many bytes; returns whether they were felt."""
         begin = time.monotonic()
         try:
             seconds = self._tail.probe(size, _TIMEOUT)
@@ -175,7 +193,7 @@ class Reporter:
             if seconds >= _TIMEOUT:  # at least as slow as that
                 self._hand.crossed(size, seconds, time.monotonic())
             raise
-        self._hand.crossed(size, seconds, time.monotonic())
+        return self._hand.crossed(size, seconds, time.monotonic())
 
     def _probe_size(self) -> int:
         """Bytes that take about a round trip longer than none: fewer tell nothing of the rate."""

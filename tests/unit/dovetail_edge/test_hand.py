@@ -195,6 +195,22 @@ def test_one_cold_request_moves_nothing(tiny: TinyBundle, engine: Engine) -> Non
     assert hand.look(0.1) is None
 
 
+def test_a_crossing_says_whether_its_bytes_were_felt_and_the_first_is_not_believed(
+    tiny: TinyBundle, engine: Engine
+) -> None:
+    """A probe grows by that; what the first one met cold never enters the estimate."""
+    hand = hand_of(tiny, engine)
+    hand.tripped(0.010, 0.0)
+
+    assert not hand.crossed(1 << 20, 60.0, 0.0)
+    assert not hand.crossed(1 << 10, 0.0101, 0.1)
+    assert hand.crossed(1 << 20, 0.110, 0.2)
+
+    link = hand.link(0.3)
+    assert link is not None
+    assert link.seconds_per_byte == pytest.approx(0.1 / (1 << 20), rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("privacy", "default", "start"),
     [
