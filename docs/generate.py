@@ -1,10 +1,11 @@
-"""Writes what the documentation takes from the code: `docs/cli.md`.
+"""Writes what the documentation takes from the code: `docs/cli.md`, and the chart's values.
 
 Run by `make generate`; `make verify` fails when the result differs from what is committed.
 """
 
 from pathlib import Path
 
+import chart
 import typer
 from typer.cli import get_docs_for_click
 
@@ -24,3 +25,4 @@ def cli_reference() -> str:
 
 if __name__ == "__main__":
     (DOCS / "cli.md").write_text(cli_reference())
+    chart.write()
