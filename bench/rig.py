@@ -71,7 +71,7 @@ def deploy(ray: RayPool, served: Sequence[tuple[Bundle, Plan]], *, beside: bool 
         )
         for bundle, plan in served
     ]
-    config = serve_config(tails, LedgerApp(bundles={}), host=ray.host, port=ray.port)
+    config = serve_config(tails, LedgerApp(), host=ray.host, port=ray.port)
     if beside:
         config["applications"].append(empty.application())
     ray.apply(config)

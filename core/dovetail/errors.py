@@ -35,6 +35,10 @@ errors apart without parsing text: the CLI (exit code), HTTP servers (status cod
     │       └── PrivacyRefused       403: the privacy class forbids what was asked
     ├── Unavailable                  http 503, may be retried
     │   ├── TailUnavailable          refused, hung, cut or gone
+    │   │   ├── TailUntrusted        its certificate is not one this device trusts
+    │   │   └── TailMissing          the pool answers, and has no such application
+    │   ├── FetchFailed              a bundle that cannot be fetched now
+    │   ├── NotReady                 an edge that has no model to answer with yet
     │   ├── Overloaded               the tail's queue is full
     │   └── DeadlineExceeded         504
     ├── PoolFailed                   a pool that does not start, or an application in it that fails
@@ -207,6 +211,22 @@ class Unavailable(DovetailError):
 
 class TailUnavailable(Unavailable):
     """The tail refused, hung, cut the connection or is gone, and the edge cannot answer alone."""
+
+
+class TailUntrusted(TailUnavailable):
+    """The endpoint's certificate is not trusted by this device, or is for another name."""
+
+
+class TailMissing(TailUnavailable):
+    """The pool has no application of that name: it is not there yet, or was taken away."""
+
+
+class FetchFailed(Unavailable):
+    """A bundle cannot be fetched now; what is in use stays, and it is tried again."""
+
+
+class NotReady(Unavailable):
+    """No model is loaded yet; the message says what is being waited for."""
 
 
 class Overloaded(Unavailable):

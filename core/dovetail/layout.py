@@ -58,7 +58,17 @@ class _Index(Document):
     annotations: Mapping[str, str] | None = None
 
 
-class _Manifest(Document):
+class Manifest(Document):
+    """A manifest of one artifact.
+
+    Attributes:
+        schema_version, media_type: as OCI has them.
+        artifact_type: what the artifact is.
+        config: its config blob.
+        layers: its other blobs.
+        annotations: what registry clients add.
+    """
+
     schema_version: Literal[2]
     media_type: Literal["application/vnd.oci.image.manifest.v1+json"]
     artifact_type: str
@@ -93,7 +103,7 @@ def canonical_json(value: object) -> bytes:
     ).encode()
 
 
-def parse(kind: type[_D], data: bytes, path: Path) -> _D:
+def parse(kind: type[_D], data: bytes, path: Path | str) -> _D:
     """Read one of a layout's documents; raises `BundleError` saying where it is damaged."""
     try:
         return kind.model_validate_json(data)
@@ -122,7 +132,7 @@ def open_layout(path: Path, artifact_type: str) -> Layout:
     parse(_Marker, _document(path / "oci-layout"), path)
     [entry] = parse(_Index, _document(path / "index.json"), path).manifests
     blobs = blob_dir(path)
-    manifest = parse(_Manifest, read_blob(blobs, entry.digest, entry.size), path)
+    manifest = parse(Manifest, read_blob(blobs, entry.digest, entry.size), path)
     if manifest.artifact_type != artifact_type:
         raise BundleError(
             f"{path}: artifact type {manifest.artifact_type!r} is not {artifact_type!r}"
@@ -241,14 +251,19 @@ class LayoutWriter:
         )
         digest, _ = self._store((manifest,))
         self._documents = {head, digest}
-        index = {
-            "schemaVersion": 2,
-            "mediaType": INDEX_TYPE,
-            "manifests": [_descriptor(MANIFEST_TYPE, digest, len(manifest))],
-        }
-        (self._temp / "index.json").write_bytes(canonical_json(index))
-        (self._temp / "oci-layout").write_bytes(canonical_json({"imageLayoutVersion": "1.0.0"}))
+        write_entry(self._temp, digest, len(manifest))
         return digest
+
+
+def write_entry(path: Path, digest: str, size: int) -> None:
+    """Make a folder with blobs a layout of one manifest, given its digest and bytes."""
+    index = {
+        "schemaVersion": 2,
+        "mediaType": INDEX_TYPE,
+        "manifests": [_descriptor(MANIFEST_TYPE, digest, size)],
+    }
+    (path / "index.json").write_bytes(canonical_json(index))
+    (path / "oci-layout").write_bytes(canonical_json({"imageLayoutVersion": "1.0.0"}))
 
 
 def _descriptor(media_type: str, digest: str, size: int) -> dict[str, object]:

@@ -7,7 +7,8 @@ changes nothing.
 
 One bundle digest is one application with its own route: a new version stands beside the old one,
 and a change of plan alone touches only `user_config`, which Serve hands to the running replicas
-without a restart.
+without a restart. So does what the ledger knows: it follows from the tails, comes as `user_config`,
+and a deployment that comes, goes or changes its version never restarts it.
 
 Reference: Ray Serve config file schema (ServeDeploySchema).
 """
@@ -83,16 +84,13 @@ class TailApp:
 
 @dataclass(frozen=True, slots=True)
 class LedgerApp:
-    """The pool's ledger.
+    """The pool's ledger; whom it serves and which bundles it hands out follow from the tails.
 
     Attributes:
-        bundles: one entry a bundle it hands out: folder -> device class -> sha256 hex of the
-            bearer token; an empty inner mapping leaves that bundle open.
         operator_token: sha256 hex of the token that may read windows; empty leaves them open.
         settings: further arguments of `dovetail_serving.ledger.LedgerArgs`.
     """
 
-    bundles: Mapping[str, Mapping[str, str]]
     operator_token: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -112,12 +110,12 @@ def serve_config(
     Returns:
         A `ServeDeploySchema` as JSON-able values; the same for the same arguments.
     """
-    applications = [_tail(tail) for tail in sorted(tails, key=lambda t: t.application)]
+    ordered = sorted(tails, key=lambda tail: tail.application)
     return {
         "proxy_location": "EveryNode" if everywhere else "HeadOnly",
         "http_options": {"host": host, "port": port},
         "logging_config": {"enable_access_log": False, "encoding": "TEXT", "log_level": "INFO"},
-        "applications": [*applications, _ledger(ledger)],
+        "applications": [*map(_tail, ordered), _ledger(ledger, ordered)],
     }
 
 
@@ -130,6 +128,7 @@ def _tail(tail: TailApp) -> dict[str, Any]:
         **tail.settings,
         "bundle": tail.bundle,
         "deployment": tail.deployment,
+        "digest": tail.digest,
         "tokens": dict(sorted(tail.tokens.items())),
     }
     deployment = {
@@ -148,17 +147,12 @@ def _tail(tail: TailApp) -> dict[str, Any]:
     )
 
 
-def _ledger(ledger: LedgerApp) -> dict[str, Any]:
-    arguments = {
-        **ledger.settings,
-        "bundles": {
-            path: dict(sorted(tokens.items())) for path, tokens in sorted(ledger.bundles.items())
-        },
-        "operator_token": ledger.operator_token,
-    }
+def _ledger(ledger: LedgerApp, tails: Iterable[TailApp]) -> dict[str, Any]:
+    known = {"operator_token": ledger.operator_token, "deployments": _deployments(tails)}
     deployment = {
         "name": LEDGER_DEPLOYMENT,
         "num_replicas": 1,
+        "user_config": known,
         "ray_actor_options": {"num_cpus": 0.1},
         **_lifecycle(),
     }
@@ -166,9 +160,28 @@ def _ledger(ledger: LedgerApp) -> dict[str, Any]:
         LEDGER_APPLICATION,
         f"/{LEDGER_APPLICATION}",
         "dovetail_serving.ledger:build",
-        arguments,
+        ledger.settings,
         deployment,
     )
+
+
+def _deployments(tails: Iterable[TailApp]) -> dict[str, dict[str, dict[str, str]]]:
+    """What the ledger knows of each deployment: its tokens, its bundles, where devices begin.
+
+    A device begins at the application of the bundle that its class's plan names; other versions
+    only stay for devices that have not changed over.
+    """
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for tail in tails:
+        known = found.setdefault(tail.deployment, {"tokens": {}, "bundles": {}, "placement": {}})
+        known["tokens"] |= dict(sorted(tail.tokens.items()))
+        known["bundles"][tail.digest] = tail.bundle
+        known["placement"] |= {
+            name: tail.application
+            for name, plan in sorted(tail.plans.items())
+            if plan.bundle == tail.digest
+        }
+    return found
 
 
 def _application(

@@ -22,6 +22,7 @@ from dovetail.tensor import FROM_OIP, OIP_TYPE, Array, Buffer, from_bytes
 HEADER_LENGTH = "Inference-Header-Content-Length"
 PLAN_HEADER = "Dovetail-Plan"
 DEVICE_CLASS_HEADER = "Dovetail-Device-Class"
+DEVICE_HEADER = "Dovetail-Device"
 ERROR_HEADER = "Dovetail-Error"
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 TIMING_HEADER = "Server-Timing"

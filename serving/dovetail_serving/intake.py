@@ -10,6 +10,7 @@ nor a dump of the config gives one away.
 import asyncio
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -19,10 +20,11 @@ from starlette.requests import Request
 from dovetail import intake
 from dovetail.errors import Unauthorized
 from dovetail.intake import Limits, seconds_allowed
-from dovetail.wire import DEVICE_CLASS_HEADER, TIMEOUT_HEADER
+from dovetail.wire import DEVICE_CLASS_HEADER, DEVICE_HEADER, TIMEOUT_HEADER
 
 _MARGIN = 0.010  # seconds by which our 504 goes out before the ingress gives up by itself
 _BEARER = "bearer "
+_DEVICE = re.compile(r"[A-Za-z0-9._-]{1,63}")
 
 TokenDigest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -54,6 +56,15 @@ class Access:
             whose = f"device class {named!r}" if named else "any device class"
             raise Unauthorized(f"the bearer token is not valid for {whose}; join the device again")
         return named or owners[0]
+
+
+def device_of(request: Request) -> str | None:
+    """Who the calling device says it is; None where it does not, or not as it should.
+
+    Only a name in a list that people read: a request is not refused for it.
+    """
+    named = request.headers.get(DEVICE_HEADER)
+    return named if named is not None and _DEVICE.fullmatch(named) else None
 
 
 def bearer_of(request: Request) -> str:

@@ -6,8 +6,9 @@ second, so reading takes nothing away and any number of readers see the same. A 
 its replica and number and counts once, however often it is sent. Nothing is written down: after a
 restart the ledger is whole again as soon as the replicas have pushed.
 
-Blobs of the configured bundles are handed out by digest, with Range, at a bounded rate that all
-readers share: a fleet fetching a new bundle must not take the link away from inference.
+Blobs of the bundles it knows (`directory`) are handed out by digest, with Range, at a bounded rate
+that all readers share: a fleet fetching a new bundle must not take the link away from inference. A
+bundle that is not on this machine is pulled from the registry when it is first asked for.
 
 Reference: RFC 9110 section 14 (range requests); OCI distribution names blobs by digest.
 """
@@ -16,11 +17,11 @@ import asyncio
 import hmac
 import json
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,11 +31,13 @@ from starlette.responses import FileResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from dovetail.bundle import Bundle
-from dovetail.errors import InvalidMessage, Unauthorized, UnknownBlob
+from dovetail.errors import DovetailError, InvalidMessage, Unauthorized, UnknownBlob, UnknownPlan
 from dovetail.measure import Window
 from dovetail.pool import LEDGER_DEPLOYMENT
-from dovetail_serving.intake import Access, TokenDigest, bearer_of, token_digest
-from dovetail_serving.report import Report
+from dovetail_serving.bundles import Shelf
+from dovetail_serving.directory import Directory, Guest
+from dovetail_serving.intake import bearer_of, token_digest
+from dovetail_serving.report import MAX_DEVICES, Report
 from dovetail_serving.routes import JSON_TYPE, application
 
 SECONDS = 120  # length of the ring
@@ -45,16 +48,11 @@ class LedgerArgs(BaseModel):
     """Arguments of the application.
 
     Attributes:
-        bundles: folder of a bundle -> device class -> sha256 hex of the bearer token that may
-            fetch its blobs; an empty inner mapping leaves that bundle open.
-        operator_token: sha256 hex of the token that may read windows; empty leaves them open.
         blob_rate: bytes per second of blobs, over all readers.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bundles: dict[Path, dict[str, TokenDigest]] = {}
-    operator_token: TokenDigest | Literal[""] = ""
     blob_rate: float = Field(default=32e6, gt=0)
 
 
@@ -72,6 +70,7 @@ class Book:
     def __init__(self) -> None:
         self._ring: dict[int, _Second] = {}
         self._contacts: dict[tuple[str, str, str], float] = {}
+        self._devices: dict[tuple[str, str], OrderedDict[str, tuple[str, float]]] = {}
         self._numbers: dict[str, int] = {}
 
     def enter(self, push: Mapping[str, Any], now: float) -> None:
@@ -88,6 +87,8 @@ class Book:
         second.counts.setdefault(deployment, Counter()).update(report.counts)
         for name, seen in report.contacts.items():
             self._contacts[deployment, name, push["version"]] = seen
+        for name, devices in report.devices.items():
+            self._meet((deployment, name), devices, push["version"])
         self._forget(now)
 
     def read(self, seconds: int, now: float) -> dict[str, Any]:
@@ -113,14 +114,41 @@ class Book:
                 for deployment, classes in windows.items()
             },
             "contacts": contacts,
+            "devices": self._met(),
             "counts": {deployment: dict(counter) for deployment, counter in counts.items()},
         }
+
+    def _meet(self, key: tuple[str, str], devices: Mapping[str, float], version: str) -> None:
+        """Note who was heard on a version; whoever was heard longest ago makes room."""
+        known = self._devices.setdefault(key, OrderedDict())
+        for device, seen in sorted(devices.items(), key=lambda item: item[1]):
+            if seen < known.get(device, ("", 0.0))[1]:
+                continue  # another replica, of another version, heard it since
+            known[device] = version, seen
+            known.move_to_end(device)
+            if len(known) > MAX_DEVICES:
+                known.popitem(last=False)
+
+    def _met(self) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+        found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+        for (deployment, name), devices in self._devices.items():
+            found.setdefault(deployment, {})[name] = {
+                device: {"version": version, "seen": seen}
+                for device, (version, seen) in devices.items()
+            }
+        return found
 
     def _forget(self, now: float) -> None:
         for at in [at for at in self._ring if at < now - SECONDS]:
             del self._ring[at]
         for key in [k for k, seen in self._contacts.items() if seen < now - _CONTACT_SECONDS]:
             del self._contacts[key]
+        for pair in list(self._devices):
+            devices = self._devices[pair]
+            while devices and next(iter(devices.values()))[1] < now - _CONTACT_SECONDS:
+                devices.popitem(last=False)
+            if not devices:
+                del self._devices[pair]
         while len(self._numbers) > 4096:  # replicas come and go; the oldest are gone
             del self._numbers[next(iter(self._numbers))]
 
@@ -165,14 +193,13 @@ class Ledger:
     """The one replica."""
 
     def __init__(self, args: LedgerArgs) -> None:
-        self._args, self._book = args, Book()
+        self._book, self._directory, self._shelf = Book(), Directory(), Shelf()
         self._allowance = Allowance(args.blob_rate)
-        self._blobs: dict[str, list[tuple[Path, Access]]] = {}
-        for folder, tokens in args.bundles.items():
-            bundle, access = Bundle(folder), Access(tokens)
-            for digest in (bundle.digest, *bundle.blobs):
-                path = bundle.blob_dir / digest.removeprefix("sha256:")
-                self._blobs.setdefault(digest, []).append((path, access))
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take over whom to serve; never loads anything and never raises."""
+        self._directory.replace(user_config)
+        self._shelf.keep(self._directory.bundles)
 
     def push(self, report: dict[str, Any]) -> None:
         """Take a replica's push; called through a Serve handle."""
@@ -181,12 +208,16 @@ class Ledger:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The routes, bound to this replica."""
         return application(
-            [("GET", "/v1/windows", self.windows), ("GET", "/v1/blobs/{digest}", self.blob)]
+            [
+                ("GET", "/v1/windows", self.windows),
+                ("GET", "/v1/placement", self.placement),
+                ("GET", "/v1/blobs/{digest}", self.blob),
+            ]
         )
 
     async def windows(self, request: Request) -> Response:
         """What the whole pool saw in the last `seconds`."""
-        want = self._args.operator_token
+        want = self._directory.operator_token
         if want and not hmac.compare_digest(token_digest(bearer_of(request)), want):
             raise Unauthorized("only the operator's token may read windows")
         text = request.query_params.get("seconds", "60")
@@ -194,26 +225,52 @@ class Ledger:
             raise InvalidMessage(f"seconds is {text!r}; expected a number from 1 to {SECONDS}")
         return Response(json.dumps(self._book.read(int(text), time.time())), media_type=JSON_TYPE)
 
+    async def placement(self, request: Request) -> Response:
+        """Where a device begins that knows no more than this address and its token."""
+        guests = self._directory.admit(request)
+        for guest in guests:
+            application = guest.deployment.placement.get(guest.device_class or "")
+            if application is not None:
+                place = {
+                    "deployment": guest.key,
+                    "deviceClass": guest.device_class,
+                    "application": application,
+                }
+                return Response(json.dumps(place), media_type=JSON_TYPE)
+        raise UnknownPlan(
+            f"no version is served yet for device class {guests[0].device_class!r} of "
+            f"{guests[0].key}; ask again"
+        )
+
     async def blob(self, request: Request) -> Response:
-        """A blob of a configured bundle, whole or a range of it."""
+        """A blob of a bundle that the caller may fetch, whole or a range of it."""
         digest = request.path_params["digest"]
-        if digest not in self._blobs:
-            raise UnknownBlob(f"no bundle served here has a blob {digest!r}")
-        refused: Unauthorized | None = None
-        for path, access in self._blobs[digest]:
+        bundle = await self._bundle(digest, self._directory.admit(request))
+        return PacedFile(
+            bundle.blob_dir / digest.removeprefix("sha256:"),
+            self._allowance,
+            media_type="application/octet-stream",
+            headers={"ETag": f'"{digest}"'},
+        )
+
+    async def _bundle(self, digest: str, guests: list[Guest]) -> Bundle:
+        """The bundle that has a blob; those that are open are looked through first.
+
+        Raises:
+            UnknownBlob: none has.
+            DovetailError: none of those at hand has, and another cannot be had now.
+        """
+        problem: DovetailError = UnknownBlob(f"no bundle served here has a blob {digest!r}")
+        choice = list(self._directory.bundles_for(guests))
+        for name, folder in sorted(choice, key=lambda item: not self._shelf.holds(item[0])):
             try:
-                access.admit(request)
-            except Unauthorized as error:
-                refused = error
+                bundle = await self._shelf.take(folder, name)
+            except DovetailError as error:
+                problem = error
                 continue
-            return PacedFile(
-                path,
-                self._allowance,
-                media_type="application/octet-stream",
-                headers={"ETag": f'"{digest}"'},
-            )
-        assert refused is not None
-        raise refused
+            if digest == bundle.digest or digest in bundle.blobs:
+                return bundle
+        raise problem
 
 
 def build(args: LedgerArgs) -> Application:

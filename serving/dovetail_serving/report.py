@@ -6,8 +6,9 @@ being counted twice. While the ledger is away, what was gathered stays and is me
 a fixed number of buckets, rungs and classes, so a ledger that stays away costs no memory.
 
 What devices send is clipped: one POST of samples counts for at most 1 000 requests, scaled down
-evenly where it claims more, names only rungs of this bundle, and at most 64 classes are kept. One
-broken or hostile device can therefore tilt its own class a little, never flood the pool.
+evenly where it claims more, names only rungs of this bundle, and at most 64 classes and 10 000
+devices a class are kept. One broken or hostile device can therefore tilt its own class a little,
+never flood the pool.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ log = logging.getLogger("ray.serve")
 
 MAX_REQUESTS: Final = 1000  # per POST of samples
 MAX_CLASSES: Final = 64
+MAX_DEVICES: Final = 10_000  # a class
 _PERIOD = 1.0  # seconds
 _PATIENCE = 5.0  # seconds a push may take
 
@@ -38,11 +40,13 @@ class Report:
     Attributes:
         windows: samples of the edges, by device class.
         contacts: by device class, when it was last heard (seconds since the epoch).
+        devices: the same by device class and device, of those that say who they are.
         counts: the replica's own: `requests`, `rows`, and `error.<code>` for each typed error.
     """
 
     windows: dict[str, Window] = field(default_factory=dict)
     contacts: dict[str, float] = field(default_factory=dict)
+    devices: dict[str, dict[str, float]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -55,6 +59,7 @@ class Report:
         return {
             "windows": {name: window.dump() for name, window in self.windows.items()},
             "contacts": dict(self.contacts),
+            "devices": {name: dict(devices) for name, devices in self.devices.items()},
             "counts": dict(self.counts),
         }
 
@@ -62,7 +67,8 @@ class Report:
     def load(cls, data: dict[str, Any]) -> "Report":
         """From plain values."""
         windows = {name: Window.load(window) for name, window in data["windows"].items()}
-        return cls(windows, dict(data["contacts"]), Counter(data["counts"]))
+        contacts, devices = dict(data["contacts"]), dict(data["devices"])
+        return cls(windows, contacts, devices, Counter(data["counts"]))
 
 
 class Reporter:
@@ -84,11 +90,15 @@ class Reporter:
         self._now, self._unsent, self._number = Report(), Report(), 0
         self._task: asyncio.Task[None] | None = None
 
-    def contact(self, device_class: str | None) -> None:
-        """Note that a class was heard."""
+    def contact(self, device_class: str | None, device: str | None = None) -> None:
+        """Note that a class was heard, and which of its devices."""
         if device_class is None or not self._room(device_class, self._now.contacts):
             return
-        self._now.contacts[device_class] = time.time()
+        self._now.contacts[device_class] = now = time.time()
+        if device is not None:
+            devices = self._now.devices.setdefault(device_class, {})
+            if device in devices or len(devices) < MAX_DEVICES:
+                devices[device] = now
 
     def count(self, what: str, amount: int = 1) -> None:
         """Count something of the replica's own."""

@@ -24,7 +24,6 @@ from ray import serve
 from ray.serve import Application
 
 from dovetail import telemetry
-from dovetail.bundle import Bundle
 from dovetail.errors import (
     DeadlineExceeded,
     DovetailError,
@@ -33,6 +32,7 @@ from dovetail.errors import (
     UnknownPlan,
 )
 from dovetail.intake import Limits
+from dovetail.layout import Digest
 from dovetail.measure import Window
 from dovetail.plan import Plan
 from dovetail.pool import LEDGER_APPLICATION, TAIL_DEPLOYMENT
@@ -45,8 +45,9 @@ from dovetail.wire import (
     TIMING_HEADER,
     format_timing,
 )
+from dovetail_serving.bundles import look_up, provide
 from dovetail_serving.engine import Engine, Job
-from dovetail_serving.intake import Access, TokenDigest, deadline_of, read_body
+from dovetail_serving.intake import Access, TokenDigest, deadline_of, device_of, read_body
 from dovetail_serving.model import Call, Model
 from dovetail_serving.report import Reporter
 from dovetail_serving.routes import JSON_TYPE, application
@@ -63,8 +64,9 @@ class TailArgs(BaseModel):
     """Arguments of the application.
 
     Attributes:
-        bundle: folder of the bundle.
+        bundle: folder of the bundle; pulled into it where it is not there.
         deployment: `<namespace>/<name>`.
+        digest: the bundle's manifest digest.
         tokens: device class -> sha256 hex of its bearer token; empty leaves the tail open.
         threads: intra-op threads of one computation.
         concurrency: computations at the same time.
@@ -78,6 +80,7 @@ class TailArgs(BaseModel):
 
     bundle: Path
     deployment: str
+    digest: Digest
     tokens: dict[str, TokenDigest] = {}
     threads: int = Field(default=1, ge=1)
     concurrency: int = Field(default=1, ge=1)
@@ -92,7 +95,7 @@ class Tail:
 
     def __init__(self, args: TailArgs) -> None:
         telemetry.setup("dovetail-tail")
-        bundle = Bundle(args.bundle)
+        bundle = provide(args.bundle, args.digest)
         self._args = args
         self._model = Model(bundle, args.max_body_bytes)
         rungs = bundle.config.rungs
@@ -247,7 +250,7 @@ class Tail:
 
     def _admit(self, request: Request) -> str | None:
         device_class = self._access.admit(request)
-        self._reporter.contact(device_class)
+        self._reporter.contact(device_class, device_of(request))
         return device_class
 
     def _call(self, request: Request) -> Call:
@@ -318,8 +321,9 @@ def build(args: TailArgs) -> Application:
     """The Serve application, from its arguments.
 
     Raises:
-        BundleError: the folder holds no bundle; said here, before any replica starts.
+        BundleError: the bundle cannot be had; said here, before any replica starts.
+        Unauthorized: the registry refuses the login.
     """
-    Bundle(args.bundle)
+    look_up(args.bundle, args.digest)
     deployment = serve.deployment(name=TAIL_DEPLOYMENT)(serve.ingress()(Tail))
     return deployment.bind(args)

@@ -16,7 +16,7 @@ def main(folder: Path) -> None:
     tiny = write_tiny_bundle(folder / "tiny")
     tail = TailApp("default/tiny", str(tiny.bundle.path), tiny.bundle.digest, {})
     with RayPool(folder / "state") as pool:
-        pool.apply(serve_config([tail], LedgerApp({}), host=pool.host, port=pool.port))
+        pool.apply(serve_config([tail], LedgerApp(), host=pool.host, port=pool.port))
         print(json.dumps({"port": pool.port, "application": tail.application}), flush=True)
         while True:
             if pool.ensure():

@@ -51,8 +51,7 @@ class Served:
         self._apply()
 
     def _apply(self) -> None:
-        bundles = {tail.bundle: tail.tokens for tail in self.tails.values()}
-        ledger = LedgerApp(bundles, token_digest(OPERATOR_TOKEN))
+        ledger = LedgerApp(token_digest(OPERATOR_TOKEN))
         self.pool.apply(
             serve_config(self.tails.values(), ledger, host=self.pool.host, port=self.pool.port)
         )

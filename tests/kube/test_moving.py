@@ -34,7 +34,8 @@ def moving(rays, registry, tmp_path):
         (secret,) = until(lambda: rays.request("GET", path)["items"], "the operator's token")
         token = b64decode(secret["data"]["token"]).decode()
         digest = hashlib.sha256(token.encode()).hexdigest()
-        ledger = Ledger(LedgerArgs(operator_token=digest))
+        ledger = Ledger(LedgerArgs())
+        ledger.reconfigure({"operator_token": digest})
         with Serving(ledger, port):
             yield ledger, url
 
@@ -74,6 +75,7 @@ def push(ledger, deployment, number, link, *, edge, rung="edge"):
             "number": number,
             "windows": {"camera": window.dump()},
             "contacts": {"camera": time.time()},
+            "devices": {"camera": {"camera-1": time.time()}},
             "counts": {},
         }
     )

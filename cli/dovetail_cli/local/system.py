@@ -206,19 +206,16 @@ class System:
         deployment = self.wish.deployment
         cloud = deployment.spec.cloud
         tokens = {name: fingerprint(self.state.token(name)) for name in self.terms}
-        path = str(self.bundle.path.resolve())
         tail = TailApp(
             deployment=deployment.key,
-            bundle=path,
+            bundle=str(self.bundle.path.resolve()),
             digest=self.bundle.digest,
             plans=plans,
             tokens=tokens,
             settings={"threads": cloud.threads, "max_batch": cloud.max_batch},
             replicas=Replicas(cloud.replicas.min, cloud.replicas.max),
         )
-        ledger = LedgerApp(
-            bundles={path: tokens}, operator_token=fingerprint(self.state.token("_operator"))
-        )
+        ledger = LedgerApp(fingerprint(self.state.token("_operator")))
         return serve_config([tail], ledger, host=self._pool.host, port=self._pool.port)
 
     def _shape(self, stack: ExitStack, guard: Guard) -> str:

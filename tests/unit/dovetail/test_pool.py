@@ -20,7 +20,7 @@ def tail(tiny: TinyBundle, deployment: str = "default/tiny", **more: object) -> 
 
 
 def config(*tails: TailApp, ledger: LedgerApp | None = None) -> dict[str, object]:
-    return serve_config(tails, ledger or LedgerApp({}), host="127.0.0.1", port=8000)
+    return serve_config(tails, ledger or LedgerApp(), host="127.0.0.1", port=8000)
 
 
 def test_each_bundle_is_an_application_with_its_own_route_beside_the_ledger(tiny: TinyBundle):
@@ -55,6 +55,26 @@ def test_a_new_plan_changes_user_config_alone(tiny: TinyBundle):
     assert before == {key: value for key, value in after.items() if key != "deployments"}
 
 
+def test_what_the_ledger_knows_follows_from_the_tails_and_is_no_argument(tiny: TinyBundle):
+    """An argument that changes would restart it, and its windows would be lost."""
+    tokens = {"camera": "ab" * 32}
+    old = TailApp("default/tiny", "bundles/old", "sha256:" + "0" * 64, tail(tiny).plans, tokens)
+    alone = config(tail(tiny, tokens=tokens))["applications"][-1]
+    both = config(tail(tiny, tokens=tokens), old)["applications"][-1]
+
+    assert alone["args"] == both["args"]
+    assert both["deployments"][0]["user_config"]["deployments"] == {
+        "default/tiny": {
+            "tokens": tokens,
+            "bundles": {
+                tiny.bundle.digest: str(Path("bundles") / "tiny"),
+                old.digest: "bundles/old",
+            },
+            "placement": {"camera": tail(tiny).application},  # whose bundle the plan names
+        }
+    }
+
+
 def test_autoscaling_is_asked_for_only_where_replicas_may_vary(tiny: TinyBundle):
     """A fixed number and an autoscaling block exclude each other in Serve's schema."""
     fixed = config(tail(tiny))["applications"][0]["deployments"][0]
@@ -73,7 +93,7 @@ def test_autoscaling_is_asked_for_only_where_replicas_may_vary(tiny: TinyBundle)
 def test_the_config_is_what_serves_own_schema_accepts(tiny: TinyBundle):
     """The config is checked against the installed Ray rather than against our idea of it."""
     schema = pytest.importorskip("ray.serve.schema").ServeDeploySchema
-    ledger = LedgerApp({"bundles/tiny": {"camera": "ab" * 32}}, operator_token="cd" * 32)
+    ledger = LedgerApp("cd" * 32)
     made = config(tail(tiny, replicas=Replicas(1, 2), tokens={"camera": "ab" * 32}), ledger=ledger)
 
     parsed = schema.model_validate(json.loads(json.dumps(made)))

@@ -6,7 +6,7 @@ from typing import Any
 from dovetail.ladder import Parts
 from dovetail.measure import Link, Sample, Window
 from dovetail_serving.ledger import SECONDS, Book
-from dovetail_serving.report import MAX_CLASSES, MAX_REQUESTS, Reporter, clip
+from dovetail_serving.report import MAX_CLASSES, MAX_DEVICES, MAX_REQUESTS, Reporter, clip
 
 NOW = 1_000_000.0
 RUNGS = ("cut1", "edge")
@@ -29,6 +29,7 @@ def push(number: int, count: int, *, replica: str = "r1", **more: object) -> dic
         "number": number,
         "windows": {"camera": window(count).dump()},
         "contacts": {"camera": NOW},
+        "devices": {},
         "counts": {"requests": count},
         **more,
     }
@@ -183,3 +184,51 @@ def test_invented_classes_cost_no_more_than_a_bounded_number():
     asyncio.run(reporter.flush())
 
     assert len(ledger.got[0]["contacts"]) == len(ledger.got[0]["windows"]) == MAX_CLASSES
+
+
+def met(book: Book) -> dict[str, dict[str, Any]]:
+    """The cameras a book knows of."""
+    return book.read(60, NOW)["devices"].get("default/tiny", {}).get("camera", {})
+
+
+def test_a_device_is_of_the_version_it_was_last_heard_on():
+    """Two tails hear it while it changes over, and their pushes come in any order."""
+    book = Book()
+    book.enter(push(1, 1, replica="new", version="new", devices={"camera": {"a": NOW + 2}}), NOW)
+    book.enter(push(1, 1, replica="old", version="old", devices={"camera": {"a": NOW + 1}}), NOW)
+
+    assert met(book) == {"a": {"version": "new", "seen": NOW + 2}}
+
+
+def test_of_too_many_devices_those_heard_longest_ago_are_forgotten():
+    """An invented name a second must cost no more than a bounded number."""
+    book = Book()
+    crowd = {f"d{number}": NOW + number * 1e-3 for number in range(MAX_DEVICES)}
+    book.enter(push(1, 1, devices={"camera": crowd}), NOW)
+    book.enter(push(2, 1, devices={"camera": {"d0": NOW + 100, "late": NOW + 101}}), NOW)
+
+    assert len(met(book)) == MAX_DEVICES
+    assert {"d0", "late", "d2"} <= set(met(book))
+    assert "d1" not in met(book)
+
+
+def test_a_device_that_is_silent_for_a_day_is_forgotten():
+    """Whoever left does not stay in the list for ever."""
+    book = Book()
+    book.enter(push(1, 1, devices={"camera": {"a": NOW}}), NOW)
+    book.enter(push(2, 1), NOW + 2 * 24 * 3600)
+
+    assert met(book) == {}
+
+
+def test_a_push_carries_no_more_devices_than_the_ledger_keeps():
+    """A replica's second is bounded too."""
+    ledger = Away()
+    ledger.here = True
+    reporter = Reporter("r1", "default/tiny", "abc", RUNGS, ledger)
+    for number in range(MAX_DEVICES + 10):
+        reporter.contact("camera", f"d{number}")
+
+    asyncio.run(reporter.flush())
+
+    assert len(ledger.got[0]["devices"]["camera"]) == MAX_DEVICES
