@@ -17,7 +17,7 @@ CHART: Final = Path(__file__).parents[1] / "charts" / "dovetail"
 _BEGIN: Final = "<!-- values: begin, written by docs/chart.py -->"
 _END: Final = "<!-- values: end -->"
 _NOTE: Final = (
-    "# Written by `make generate` from values.schema.json, which says what each value is.\n"
+    "# Written by `make generate` from values.schema.json, which describes every value.\n"
 )
 _WIDTH: Final = 100
 

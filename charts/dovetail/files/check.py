@@ -1,4 +1,4 @@
-"""What `helm test` asks: does the API serve HybridDeployments, the operator stand, the gateway answer?
+"""What `helm test` asks: is the API served, does the operator stand, does the gateway answer?
 
 Usage: check.py METRICS_URL [GATEWAY_URL [CA_FILE]]
 """
