@@ -1,4 +1,4 @@
-"""A real OCI registry for tests, and a push of a bundle into it.
+"""A real OCI registry for tests, one with a login too, and a push of a bundle into it.
 
 Debian's docker-registry (`apt-get install docker-registry`), on loopback, in a folder of its own.
 """
@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import yaml
@@ -17,15 +18,21 @@ from tests.kube.apiserver import _free_ports
 from dovetail.bundle import Bundle
 from dovetail.errors import MissingTool
 from dovetail.ladder import CostProfile
-from dovetail.layout import canonical_json, digest_of
+from dovetail.registry import Registry
 
 REPOSITORY = "dovetail/bundles"
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+USER, PASSWORD = "ali", "open sesame"  # the same with bcrypt, as the registry wants it:
+_HASH = "$2b$04$7Iip0J8DFHb71/amPxNmY.wuBRjEbDCGjJbomE6o/B8dCVlCG0GLK"
 
 
 @contextmanager
-def running_registry(folder: Path) -> Iterator[str]:
-    """Start a registry; gives its URL.
+def running_registry(folder: Path, *, login: bool = False, port: int = 0) -> Iterator[str]:
+    """Start a registry, which keeps what it has in the folder; gives its URL.
+
+    Args:
+        folder: its own.
+        login: whether it asks who one is.
+        port: where it listens; free where 0.
 
     Raises:
         MissingTool: it is not installed.
@@ -35,13 +42,16 @@ def running_registry(folder: Path) -> Iterator[str]:
         raise MissingTool(
             "docker-registry is not on PATH; on Debian: apt-get install docker-registry"
         )
-    (port,) = _free_ports(1)
-    settings = {
+    port = port or _free_ports(1)[0]
+    settings: dict[str, Any] = {
         "version": 0.1,
         "log": {"level": "error", "accesslog": {"disabled": True}},
         "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
         "http": {"addr": f"127.0.0.1:{port}"},
     }
+    if login:
+        (folder / "htpasswd").write_text(f"{USER}:{_HASH}\n")
+        settings["auth"] = {"htpasswd": {"realm": "tests", "path": str(folder / "htpasswd")}}
     (folder / "registry.yaml").write_text(yaml.safe_dump(settings))
     with (folder / "registry.log").open("wb") as log:
         process = subprocess.Popen(
@@ -51,7 +61,7 @@ def running_registry(folder: Path) -> Iterator[str]:
     try:
         for _ in range(600):
             try:
-                if httpx2.get(f"{url}/v2/").is_success:
+                if httpx2.get(f"{url}/v2/").status_code in (200, 401):
                     break
             except httpx2.TransportError:
                 assert process.poll() is None, (folder / "registry.log").read_text()
@@ -64,50 +74,5 @@ def running_registry(folder: Path) -> Iterator[str]:
 
 def push(url: str, bundle: Bundle, costs: CostProfile) -> tuple[str, str]:
     """Push a bundle and its costs; returns the manifest digests of both."""
-    root = f"{url}/v2/{REPOSITORY}"
-    with httpx2.Client(timeout=30) as client:
-        manifest = bundle.blob_dir / bundle.digest.removeprefix("sha256:")
-        for digest in bundle.blobs:
-            _blob(client, root, bundle.blob_path(digest).read_bytes())
-        document = manifest.read_bytes()
-        _blob(client, root, (bundle.blob_dir / _config(document)).read_bytes())
-        _manifest(client, root, bundle.digest, document)
-        text = costs.model_dump_json(by_alias=True).encode()
-        empty = b"{}"
-        _blob(client, root, text)
-        _blob(client, root, empty)
-        artifact = canonical_json(
-            {
-                "schemaVersion": 2,
-                "mediaType": MANIFEST,
-                "artifactType": "application/vnd.dovetail.costs.v1+json",
-                "config": _descriptor("application/vnd.oci.empty.v1+json", empty),
-                "layers": [_descriptor("application/vnd.dovetail.costs.v1+json", text)],
-            }
-        )
-        _manifest(client, root, digest_of(artifact), artifact)
-    return bundle.digest, digest_of(artifact)
-
-
-def _config(manifest: bytes) -> str:
-    return yaml.safe_load(manifest)["config"]["digest"].removeprefix("sha256:")
-
-
-def _descriptor(kind: str, data: bytes) -> dict[str, object]:
-    return {"mediaType": kind, "digest": digest_of(data), "size": len(data)}
-
-
-def _blob(client: httpx2.Client, root: str, data: bytes) -> None:
-    place = client.post(f"{root}/blobs/uploads/").raise_for_status().headers["Location"]
-    client.put(
-        place,
-        params={**httpx2.URL(place).params, "digest": digest_of(data)},
-        content=data,
-        headers={"Content-Type": "application/octet-stream"},
-    ).raise_for_status()
-
-
-def _manifest(client: httpx2.Client, root: str, digest: str, data: bytes) -> None:
-    client.put(
-        f"{root}/manifests/{digest}", content=data, headers={"Content-Type": MANIFEST}
-    ).raise_for_status()
+    registry = Registry.at(f"{url}/{REPOSITORY}")
+    return registry.push(bundle), registry.push_costs(costs)

@@ -4,24 +4,19 @@ A fetched file is kept under the digest that was asked for and is never fetched 
 asked for without a digest is fetched anew each time, because nothing says that it is the same.
 """
 
-import hashlib
-import os
 import shutil
-import urllib.request
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dovetail.api import HybridDeployment
 from dovetail.bundle import Bundle
-from dovetail.errors import BundleError, ManifestError, ModelNotReadable, Unavailable
+from dovetail.errors import BundleError, ManifestError, ModelNotReadable
 from dovetail.ladder import CostProfile
 from dovetail.layout import canonical_json, digest_of
 from dovetail_cli.local.state import State
-from dovetail_partitioner.partition import COSTS_FILE, Options, partition, read_costs
+from dovetail_partitioner.declared import made_from, options
+from dovetail_partitioner.partition import COSTS_FILE, partition, read_costs
 from dovetail_partitioner.progress import Report
-
-_TIMEOUT = 60.0  # seconds without a byte
+from dovetail_partitioner.sources import MOST_MODEL, fetch_http, file_digest
 
 
 def resolve(uri: str, beside: Path, folder: Path, digest: str | None = None) -> Path:
@@ -36,7 +31,7 @@ def resolve(uri: str, beside: Path, folder: Path, digest: str | None = None) -> 
     Raises:
         ManifestError: no such file, or one that only a cluster reaches.
         ModelNotReadable: it does not have the digest.
-        Unavailable: it cannot be fetched.
+        DovetailError: as `dovetail_partitioner.sources.fetch_http`.
     """
     if uri.startswith(("pvc://", "oci://")):
         raise ManifestError(
@@ -49,18 +44,12 @@ def resolve(uri: str, beside: Path, folder: Path, digest: str | None = None) -> 
     else:
         path = folder / (digest or digest_of(uri.encode())).removeprefix("sha256:")
         if digest is None or not path.is_file():
-            _fetch(uri, path)
+            fetch_http(uri, path, MOST_MODEL)
     if digest is not None and (found := file_digest(path)) != digest:
         if path.parent == folder:
             path.unlink()  # or what was fetched wrongly once would be refused for ever
         raise ModelNotReadable(f"{uri} has digest {found}, the manifest expects {digest}")
     return path
-
-
-def file_digest(path: Path) -> str:
-    """`sha256:…` of a file's bytes."""
-    with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def prepare(
@@ -87,16 +76,8 @@ def prepare(
         raise ManifestError(f"--model {model}: there is no such file")
     source = model or resolve(spec.model.uri, beside, fetched, spec.model.digest)
     rows = resolve(spec.calibration.uri, beside, fetched) if spec.calibration else None
-    options = _options(deployment)
-    threads = options.threads
-    made_from = {
-        "model": file_digest(source),
-        "calibration": file_digest(rows) if rows else None,
-        "spec": spec.model_dump(mode="json", include={"inputs", "split", "quality", "wire"}),
-        "name": deployment.metadata.name,
-        "threads": threads,
-    }
-    path = state.folder("bundles") / digest_of(canonical_json(made_from))[7:19]
+    inputs = made_from(deployment, file_digest(source), file_digest(rows) if rows else None)
+    path = state.folder("bundles") / digest_of(canonical_json(inputs))[7:19]
     if (path / COSTS_FILE).is_file():
         try:
             return Bundle(path), read_costs(path / COSTS_FILE), True
@@ -107,38 +88,7 @@ def prepare(
         path,
         name=deployment.metadata.name,
         calibration=rows,
-        options=options,
+        options=options(deployment),
         report=report,
     )
     return Bundle(path), made.costs, False
-
-
-def _options(deployment: HybridDeployment) -> Options:
-    spec = deployment.spec
-    bind: Mapping[str, int] = {
-        f"{item.name}:{axis}": size
-        for item in spec.inputs
-        for axis, size in enumerate(item.shape or ())
-        if size
-    }
-    given: dict[str, Any] = {"codecs": spec.wire.codecs} if spec.wire.codecs else {}
-    return Options(
-        bind=bind,
-        image=next((item.as_image() for item in spec.inputs if item.image), None),
-        quality=spec.quality,
-        max_segments=spec.split.max_segments,
-        threads=spec.edge.classes[0].threads,
-        **given,
-    )
-
-
-def _fetch(uri: str, path: Path) -> None:
-    temp = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with urllib.request.urlopen(uri, timeout=_TIMEOUT) as answer, temp.open("wb") as file:  # noqa: S310  http(s) by schema
-            shutil.copyfileobj(answer, file)
-        temp.replace(path)
-    except OSError as error:
-        raise Unavailable(f"{uri} cannot be fetched: {error}") from error
-    finally:
-        temp.unlink(missing_ok=True)

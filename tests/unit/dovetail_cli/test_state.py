@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.tiny_bundle import write_tiny_bundle
 
-from dovetail.errors import ManifestError, ModelNotReadable, StateInUse, Unavailable
+from dovetail.errors import ManifestError, ModelNotReadable, StateInUse
 from dovetail_cli.local.source import resolve
 from dovetail_cli.local.state import State, fingerprint
 
@@ -92,8 +92,8 @@ def test_a_download_is_checked_and_kept(tmp_path: Path, server: str) -> None:
     assert resolve(server, tmp_path, kept).read_bytes() == b"changed"
     with pytest.raises(ModelNotReadable):
         resolve(server, tmp_path, kept, _digest(b"another"))
-    with pytest.raises(Unavailable, match="404"):
+    with pytest.raises(ManifestError, match="404"):
         resolve(server + "x", tmp_path, kept)
     assert path.read_bytes() == b"model"
-    assert not [item for item in kept.iterdir() if item.name.startswith(".")]
+    assert not [item for item in kept.iterdir() if item.suffix == ".partial"]
     assert not (kept / _digest(b"another").removeprefix("sha256:")).exists()
