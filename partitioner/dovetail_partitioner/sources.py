@@ -119,8 +119,11 @@ def fetch_http(
             yield Stream(start, start + left if left is not None else None, chunks_of(answer))
 
     partial = file.with_name(f"{file.name}.partial")
-    digest, _ = download(source, partial, most, report, part)
-    partial.rename(file)
+    try:
+        digest, _ = download(source, partial, most, report, part)
+        partial.rename(file)
+    finally:
+        partial.unlink(missing_ok=True)  # nothing would tell whether it is still the same file
     return digest
 
 
