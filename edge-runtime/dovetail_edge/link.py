@@ -11,7 +11,7 @@ closed and never used again, so an answer can't reach a request it was not made 
 bounded before they are read. Names are resolved only in the constructor and in `resolve`, which
 the background thread calls: a resolver that hangs while offline must not hold a request.
 
-Trade-off: no TLS here; it ends in a gateway.
+TLS is a socket of another make (`secure`); nothing else here knows of it.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -31,11 +32,15 @@ import httptools
 
 from dovetail.errors import DeadlineExceeded, ManifestError, TailUnavailable
 from dovetail.tensor import Buffer
+from dovetail_edge.secure import SecureSocket, Trust
 
 _CHUNK = 64 << 10
 _MAX_HEADERS = 32 << 10
 _MAX_PARTS = 64  # buffers a system call is given; the system's own limit is 1024
 _MAX_IDLE = 8  # connections kept; more only while more requests are under way
+_PORTS = {"http": 80, "https": 443}
+
+Connection = socket.socket | SecureSocket
 
 
 class Overtaken(Exception):
@@ -104,25 +109,33 @@ class TailLink:
     """Connections to one endpoint; safe to use from many threads.
 
     Args:
-        endpoint: `http://host:port[/prefix]`.
+        endpoint: `http://host:port[/prefix]`, or `https://…`.
+        ca_file: whom to trust under https; None for the system's authorities.
+
+    Attributes:
+        endpoint: as given.
+        trust: whom new connections trust; None without TLS.
 
     Raises:
-        ManifestError: the endpoint is not such a URL.
+        ManifestError: the endpoint is not such a URL, or the CA file cannot be used.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, ca_file: Path | None = None) -> None:
         parts = urlsplit(endpoint)
         try:
-            port = parts.port or 80
+            port = parts.port or _PORTS.get(parts.scheme, 0)
         except ValueError:
             port = 0
-        if parts.scheme != "http" or not parts.hostname or not port:
-            raise ManifestError(f"endpoint {endpoint!r} is not http://host:port[/prefix]")
+        if parts.scheme not in _PORTS or not parts.hostname or not port:
+            raise ManifestError(
+                f"endpoint {endpoint!r} is not http://host:port[/prefix] or https://…"
+            )
         self.endpoint = endpoint
+        self.trust = Trust(ca_file) if parts.scheme == "https" else None
         self._host, self._port, self._prefix = parts.hostname, port, parts.path.rstrip("/")
         self._authority = parts.netloc.rpartition("@")[2]
         self._addresses: list[tuple[int, tuple[object, ...]]] = []
-        self._idle: deque[socket.socket] = deque()
+        self._idle: deque[Connection] = deque()
         self.resolve()
 
     def resolve(self) -> None:
@@ -175,7 +188,7 @@ class TailLink:
         while self._idle:
             self._idle.pop().close()
 
-    def _kept(self) -> socket.socket | None:
+    def _kept(self) -> Connection | None:
         """A kept connection that the peer has not closed."""
         while True:
             try:
@@ -190,7 +203,7 @@ class TailLink:
                 pass
             sock.close()  # closed by the peer, or it spoke unasked
 
-    def _connect(self, wait: "_Wait") -> socket.socket:
+    def _connect(self, wait: "_Wait") -> Connection:
         problem = "its name does not resolve"
         for family, address in self._addresses:
             sock = socket.socket(family, socket.SOCK_STREAM)
@@ -205,10 +218,23 @@ class TailLink:
                 sock.close()
                 raise
             if code == 0:
-                return sock
+                return self._secured(sock, wait)
             sock.close()
             problem = os.strerror(code)
         raise TailUnavailable(f"cannot connect to the tail at {self.endpoint}: {problem}")
+
+    def _secured(self, sock: socket.socket, wait: "_Wait") -> Connection:
+        """The connection as it is used: under TLS where the endpoint says so."""
+        if self.trust is None:
+            return sock
+        secure = SecureSocket(sock, self.trust, self._host, self.endpoint)
+        try:
+            while events := secure.shake():
+                wait.ready(secure, events)
+        except BaseException:
+            secure.close()
+            raise
+        return secure
 
     def _head(self, call: Call) -> bytes:
         lines = [
@@ -228,7 +254,7 @@ class _Wait:
         self._until, self._alarm = until, alarm
         self._done = -1  # the alarm's file descriptor, once rung
 
-    def ready(self, sock: socket.socket, events: int) -> None:
+    def ready(self, sock: Connection, events: int) -> None:
         poll = select.poll()
         poll.register(sock, events)
         if self._done >= 0:
@@ -289,7 +315,7 @@ class _Reader:
         self.keep = self._parser.should_keep_alive()
 
 
-def _converse(sock: socket.socket, head: bytes, call: Call, wait: _Wait) -> _Reader:
+def _converse(sock: Connection, head: bytes, call: Call, wait: _Wait) -> _Reader:
     """Send head and body; read the answer, which may begin before the body is sent."""
     reader = _Reader(call.limit)
     parts = [memoryview(part) for part in (head, *call.body)]
@@ -306,7 +332,7 @@ def _converse(sock: socket.socket, head: bytes, call: Call, wait: _Wait) -> _Rea
     return reader
 
 
-def _send(sock: socket.socket, parts: list[memoryview]) -> list[memoryview]:
+def _send(sock: Connection, parts: list[memoryview]) -> list[memoryview]:
     """Send what the socket takes; returns what is left."""
     left = [part for part in parts if part]
     if left:
@@ -319,7 +345,7 @@ def _send(sock: socket.socket, parts: list[memoryview]) -> list[memoryview]:
     return left
 
 
-def _receive(sock: socket.socket, reader: _Reader, buffer: memoryview) -> None:
+def _receive(sock: Connection, reader: _Reader, buffer: memoryview) -> None:
     """Read what has arrived, if anything."""
     while not reader.done:
         try:

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import socketserver
+import ssl
 import threading
 from collections.abc import Callable
 
@@ -89,17 +90,22 @@ class Peer:
     Attributes:
         converse: what it does with connections that are accepted from now on.
         connections: how many it accepted.
+        tls: what connections from now on are secured with; None for none.
     """
 
-    def __init__(self, converse: Conversation) -> None:
-        self.converse, self.connections = converse, 0
+    def __init__(self, converse: Conversation, tls: ssl.SSLContext | None = None) -> None:
+        self.converse, self.connections, self.tls = converse, 0, tls
         peer = self
 
         class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
                 peer.connections += 1
                 with contextlib.suppress(OSError):
-                    peer.converse(self.request)
+                    if peer.tls is None:
+                        peer.converse(self.request)
+                        return
+                    with peer.tls.wrap_socket(self.request, server_side=True) as secured:
+                        peer.converse(secured)
 
         class Server(socketserver.ThreadingTCPServer):
             daemon_threads = True
@@ -113,7 +119,8 @@ class Peer:
     @property
     def endpoint(self) -> str:
         """Where it listens."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        scheme = "http" if self.tls is None else "https"
+        return f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
 
     def close(self) -> None:
         """Stop listening."""

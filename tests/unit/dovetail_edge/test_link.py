@@ -26,7 +26,7 @@ def soon() -> float:
     return time.monotonic() + 20
 
 
-@pytest.mark.parametrize("url", ["", "nonsense", "https://a:1", "http://", "http://a:99999999"])
+@pytest.mark.parametrize("url", ["", "nonsense", "ftp://a:1", "https://", "http://a:99999999"])
 def test_an_endpoint_that_cannot_be_called_is_refused_with_its_name(url: str) -> None:
     """Before any request, naming what was expected."""
     with pytest.raises(ManifestError, match=r"http://host:port"):
