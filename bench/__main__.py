@@ -27,6 +27,7 @@ SECTIONS = {
     "move": "A move under load",
     "throughput": "Throughput under load",
     "outage": "The cloud vanishes",
+    "fleet": "Ten thousand deployments",
 }
 
 
