@@ -50,9 +50,13 @@ class Repository:
     def __str__(self) -> str:
         return f"{self.url}/{self.name}"
 
-    def manifest(self, reference: str) -> bytes:
-        """A manifest by its digest or a tag; see `blob` for what it raises."""
-        return self._document(f"manifests/{reference}", reference, {"Accept": MANIFEST_TYPE})
+    def manifest(self, digest: str) -> bytes:
+        """A manifest by its digest; raises as `blob`."""
+        return self._named("manifests", digest)
+
+    def tagged(self, tag: str) -> bytes:
+        """The manifest that somebody put under a tag; raises as `blob`."""
+        return self._document("manifests", tag)
 
     def blob(self, digest: str) -> bytes:
         """A small blob.
@@ -63,7 +67,7 @@ class Repository:
             Unauthorized: the registry refuses the login.
             Unavailable: the registry does not answer, or is not well.
         """
-        return self._document(f"blobs/{digest}", digest, {})
+        return self._named("blobs", digest)
 
     def fetch(self, digest: str, size: int, file: Path, report: Report = quiet) -> None:
         """Bring a blob into a file, going on where an earlier attempt ended.
@@ -141,14 +145,19 @@ class Repository:
             self._expect(answer, digest, 201)
         return digest
 
-    def _document(self, what: str, reference: str, headers: Mapping[str, str]) -> bytes:
-        with self._ask("GET", f"{self._root}/{what}", headers) as answer:
+    def _named(self, kind: str, digest: str) -> bytes:
+        content = self._document(kind, digest)
+        if digest_of(content) != digest:
+            raise BundleCorrupt(f"{self}@{digest} does not have the digest it is named by")
+        return content
+
+    def _document(self, kind: str, reference: str) -> bytes:
+        accept = {"Accept": MANIFEST_TYPE} if kind == "manifests" else {}
+        with self._ask("GET", f"{self._root}/{kind}/{reference}", accept) as answer:
             self._expect(answer, reference, 200)
             content = answer.read(MOST_DOCUMENT + 1)
         if len(content) > MOST_DOCUMENT:
             raise BundleError(f"{self}@{reference} has more than {MOST_DOCUMENT} bytes")
-        if reference.startswith("sha256:") and digest_of(content) != reference:
-            raise BundleCorrupt(f"{self}@{reference} does not have the digest it is named by")
         return content
 
     @contextmanager

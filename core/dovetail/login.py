@@ -12,7 +12,7 @@ import base64
 import json
 import re
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
 import urllib3
@@ -28,34 +28,14 @@ class Login:
     """Answers the challenges of one registry.
 
     Args:
-        secret: base64 of `user:password`; None for nobody in particular.
-        where: the file it is from, for messages.
+        file: docker `config.json`, read whenever the registry asks, so that a new password needs
+            no restart; it need not be there.
+        host: `host[:port]` of the registry.
     """
 
-    def __init__(self, secret: str | None = None, where: str = "no login is configured") -> None:
-        self._secret, self._where = secret, where
-
-    @classmethod
-    def load(cls, file: Path, host: str) -> Self:
-        """The login for a registry's `host[:port]`; nobody's where there is no file.
-
-        Raises:
-            ManifestError: the file is no docker `config.json`.
-        """
-        if not file.is_file():
-            return cls()
-        try:
-            entries: dict[str, Any] = json.loads(file.read_text()).get("auths") or {}
-            found = next((one for key, one in entries.items() if _host(key) == host), None)
-            if found is None:
-                known = ", ".join(sorted(map(_host, entries))) or "none"
-                return cls(where=f"{file} has a login for {known}, and none for {host}")
-            if "auth" not in found:
-                pair = f"{found['username']}:{found['password']}"
-                return cls(base64.b64encode(pair.encode()).decode(), str(file))
-            return cls(str(found["auth"]), str(file))
-        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-            raise ManifestError(f"{file} is not a docker config.json: {error!r}") from error
+    def __init__(self, file: Path, host: str) -> None:
+        self._file, self._host = file, host
+        self._where = ""
 
     def answer(self, challenge: str, http: Http, url: str) -> str:
         """The `Authorization` with which a refused request may be tried again.
@@ -66,14 +46,16 @@ class Login:
             url: what was asked for.
 
         Raises:
+            ManifestError: the file is no docker `config.json`.
             Unauthorized: there is no answer to it.
             Unavailable: whoever gives tokens does not answer.
         """
-        scheme = challenge.partition(" ")[0].lower()
-        if scheme == "basic" and self._secret is not None:
-            return f"Basic {self._secret}"
+        scheme, secret = challenge.partition(" ")[0].lower(), self._secret()
+        if scheme == "basic" and secret is not None:
+            return f"Basic {secret}"
         if scheme == "bearer":
-            return f"Bearer {self._token(dict(_PARAMETER.findall(challenge)), http, url)}"
+            asked = dict(_PARAMETER.findall(challenge))
+            return f"Bearer {self._token(asked, secret, http, url)}"
         raise self.refused(url)
 
     def refused(self, url: str) -> Unauthorized:
@@ -83,13 +65,33 @@ class Login:
             "kubernetes.io/dockerconfigjson that may"
         )
 
-    def _token(self, asked: dict[str, str], http: Http, url: str) -> str:
+    def _secret(self) -> str | None:
+        """Base64 of `user:password`; None where the file has none for this registry."""
+        if not self._file.is_file():
+            self._where = f"there is no login: no file {self._file}"
+            return None
+        try:
+            entries: dict[str, Any] = json.loads(self._file.read_text()).get("auths") or {}
+            found = next((one for key, one in entries.items() if _host(key) == self._host), None)
+            if found is None:
+                known = ", ".join(sorted(map(_host, entries))) or "nobody"
+                self._where = f"{self._file} has a login for {known}, none for {self._host}"
+                return None
+            self._where = f"with the login of {self._file}"
+            if "auth" in found:
+                return str(found["auth"])
+            pair = f"{found['username']}:{found['password']}"
+            return base64.b64encode(pair.encode()).decode()
+        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+            raise ManifestError(f"{self._file} is not a docker config.json: {error!r}") from error
+
+    def _token(self, asked: dict[str, str], secret: str | None, http: Http, url: str) -> str:
         realm = asked.pop("realm", "")
         if urlsplit(realm).scheme not in {"https", urlsplit(url).scheme}:
             raise Unauthorized(
                 f"{url} sends its login to {realm or 'nowhere'}, which is no safe place"
             )
-        headers = {} if self._secret is None else {"Authorization": f"Basic {self._secret}"}
+        headers = {} if secret is None else {"Authorization": f"Basic {secret}"}
         wanted: dict[str, str] = {k: v for k, v in asked.items() if k in {"service", "scope"}}
         with http.open("GET", f"{realm}?{urlencode(wanted)}", headers) as answer:
             content = answer.read(_MOST)

@@ -76,13 +76,13 @@ class Registry:
         """The registry that a `URL/REPOSITORY` names.
 
         Raises:
-            ManifestError: it names none, or the login file is no docker `config.json`.
+            ManifestError: it names none.
         """
         match = _TARGET.fullmatch(target)
         if match is None:
             raise ManifestError(f"{target!r} is not http(s)://HOST[:PORT]/REPOSITORY")
         url, name = match[1], match[2].rstrip("/")
-        return cls(Repository(url, name, Login.load(login, url.partition("://")[2])))
+        return cls(Repository(url, name, Login(login, url.partition("://")[2])))
 
     def description(self, digest: str) -> BundleConfig:
         """The description of a bundle, without the rest of it.
@@ -100,14 +100,21 @@ class Registry:
         except ValidationError as error:
             raise BundleError(f"{self._repository}@{digest} is not a bundle: {error}") from error
 
-    def costs(self, reference: str) -> CostProfile:
-        """A cost profile by its artifact's digest or tag; raises as `description`."""
-        manifest = self._manifest(self._repository.manifest(reference), COSTS_TYPE)
+    def costs(self, digest: str) -> CostProfile:
+        """A cost profile by the digest of its artifact; raises as `description`."""
+        return self._costs(self._repository.manifest(digest), digest)
+
+    def tagged_costs(self, tag: str) -> CostProfile:
+        """The cost profile that somebody put under a tag; raises as `description`."""
+        return self._costs(self._repository.tagged(tag), tag)
+
+    def _costs(self, document: bytes, reference: str) -> CostProfile:
+        manifest = self._manifest(document, COSTS_TYPE)
         if len(manifest.layers) != 1:
             raise BundleError(f"{self._repository}@{reference} is no cost profile")
-        document = self._repository.blob(manifest.layers[0].digest)
+        content = self._repository.blob(manifest.layers[0].digest)
         try:
-            return CostProfile.model_validate_json(document)
+            return CostProfile.model_validate_json(content)
         except ValidationError as error:
             raise BundleError(f"{self._repository}@{reference}: {error}") from error
 
@@ -223,7 +230,7 @@ def fetch_only_layer(
     host, name, digest = match.groups()
     known = urlsplit(ours)
     scheme = known.scheme if known.netloc == host else "https"
-    repository = Repository(f"{scheme}://{host}", name, Login.load(login, host))
+    repository = Repository(f"{scheme}://{host}", name, Login(login, host))
     try:
         layers = _Layers.model_validate_json(repository.manifest(digest)).layers
     except ValidationError as error:

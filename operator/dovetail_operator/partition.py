@@ -4,11 +4,11 @@ import json
 from dataclasses import dataclass
 from typing import Final
 
-from dovetail.errors import BundleError
+from dovetail.errors import UserError
+from dovetail.registry import Registry
 from dovetail_operator.client import Api, Json
 from dovetail_operator.names import collection
 from dovetail_operator.record import Record
-from dovetail_operator.registry import RegistryReader
 
 _LOST: Final = "the Job ended without saying a result; delete it to have it run again"
 
@@ -26,7 +26,7 @@ class Outcome:
     failure: str | None = None
 
 
-def outcome(api: Api, registry: RegistryReader, job: Json, partition: str) -> Outcome | None:
+def outcome(api: Api, registry: Registry, job: Json, partition: str) -> Outcome | None:
     """What a Job made; None while it runs.
 
     Args:
@@ -47,8 +47,9 @@ def outcome(api: Api, registry: RegistryReader, job: Json, partition: str) -> Ou
         code = said.get("error")
         return Outcome(failure=f"{code}: {why}" if code else why)
     try:
-        config, costs = registry.bundle(said["bundle"], said.get("costs", ""))
-    except BundleError as error:
+        config = registry.description(said["bundle"])
+        costs = registry.costs(said.get("costs", ""))
+    except UserError as error:
         return Outcome(failure=f"the Job's bundle cannot be read: {error}")
     return Outcome(Record.of(partition, said["bundle"], config, costs))
 

@@ -14,6 +14,7 @@ from typing import Final
 
 from kubernetes.client import ApiClient
 
+from dovetail.registry import Registry
 from dovetail_operator.client import Absent, Api, Conflict, Json
 from dovetail_operator.config import Config
 from dovetail_operator.controller import Controller
@@ -26,7 +27,6 @@ from dovetail_operator.moving import Mover
 from dovetail_operator.names import collection
 from dovetail_operator.pools import Pools
 from dovetail_operator.reconcile import Reconciler
-from dovetail_operator.registry import RegistryReader
 from dovetail_operator.trust import Trust
 from dovetail_operator.versions import Versions
 from dovetail_operator.workqueue import WorkQueue
@@ -115,7 +115,7 @@ class Operator:
         reconciler = Reconciler(
             api,
             self.world,
-            Versions(api, self.world, RegistryReader(config.registry)),
+            Versions(api, self.world, Registry.at(config.registry.target)),
             hands=hands,
             pools=pools,
             mover=self._mover,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from dovetail.api import HybridDeployment
+from dovetail.registry import Registry
 from dovetail.status import moment
 from dovetail_operator import desired
 from dovetail_operator.client import Api, Json
@@ -26,7 +27,6 @@ from dovetail_operator.names import (
 )
 from dovetail_operator.partition import outcome
 from dovetail_operator.record import Record, partition_hash
-from dovetail_operator.registry import RegistryReader
 from dovetail_operator.rollout import short
 from dovetail_operator.world import OWNER, World
 
@@ -86,7 +86,7 @@ class Versions:
         registry: where bundles are.
     """
 
-    def __init__(self, api: Api, world: World, registry: RegistryReader) -> None:
+    def __init__(self, api: Api, world: World, registry: Registry) -> None:
         self._api, self._world, self._registry = api, world, registry
 
     def kept(self, hybrid: Json) -> list[Version]:

@@ -110,7 +110,7 @@ def run(
 def _known_costs(registry: Registry, tag: str, scratch: Path) -> Path | None:
     """The cost profile of an earlier run of the same; None where there is none."""
     try:
-        costs = registry.costs(tag)
+        costs = registry.tagged_costs(tag)
     except BundleError:
         return None
     write_costs(scratch / "known-costs.json", costs)
