@@ -1,11 +1,13 @@
-"""Writes what the documentation takes from the code: `docs/cli.md`, and the chart's values.
+"""Writes what the documentation takes from the code, and the chart's values.
 
-Run by `make generate`; `make verify` fails when the result differs from what is committed.
+That is `docs/cli.md` and `docs/hybriddeployment.md`. Run by `make generate`; `make verify` fails
+when the result differs from what is committed.
 """
 
 from pathlib import Path
 
 import chart
+import resource_page
 import typer
 from typer.cli import get_docs_for_click
 
@@ -25,4 +27,5 @@ def cli_reference() -> str:
 
 if __name__ == "__main__":
     (DOCS / "cli.md").write_text(cli_reference())
+    (DOCS / "hybriddeployment.md").write_text(NOTE + resource_page.reference())
     chart.write()

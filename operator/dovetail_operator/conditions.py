@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from dovetail.api import HybridDeployment
-from dovetail.control import Move
 from dovetail.placement import EdgeClass
 from dovetail.status import (
     ClassStatus,
     Condition,
     ConditionType,
-    MoveStatus,
     Status,
     VersionState,
     VersionStatus,
@@ -76,6 +74,23 @@ class Findings:
     classes: tuple[ClassStatus, ...] = ()
     versions: tuple[VersionStatus, ...] = ()
     rolling: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A class whose devices join from outside the cluster.
+
+    Attributes:
+        secret: name of the Secret with which they join.
+        reachable: whether there is an address for them.
+        known: devices that the ledger remembers.
+        connected: those heard of lately.
+    """
+
+    secret: str
+    reachable: bool
+    known: int = 0
+    connected: int = 0
 
 
 WAITS_FOR_BUNDLE: Final = Finding("Unknown", "WaitingForBundle", "There is no bundle yet.")
@@ -178,7 +193,10 @@ def version_statuses(progress: Progress) -> tuple[VersionStatus, ...]:
 
 
 def edge_available(
-    classes: Sequence[EdgeClass], sets: Mapping[str, Json | None], nodes: Mapping[str, int]
+    classes: Sequence[EdgeClass],
+    sets: Mapping[str, Json | None],
+    nodes: Mapping[str, int],
+    joined: Mapping[str, Joined],
 ) -> Finding:
     """Whether every class has devices and all of them serve.
 
@@ -186,42 +204,67 @@ def edge_available(
         classes: the classes wanted.
         sets: the DaemonSet of each, as last seen.
         nodes: how many nodes each class's selector finds.
+        joined: what is known of each class whose devices join from outside.
     """
     for item in classes:
-        if item.device_group is not None:
-            continue
-        if not item.node_selector:
-            message = (
-                f"Device class {item.name!r} has no devices; set nodeSelector in "
-                "spec.edge.classes[] to labels that your edge nodes have, or deviceGroup for "
-                "devices outside the cluster."
-            )
-            return Finding("False", "NoDevices", message)
-        if not nodes.get(item.name):
-            wanted = ",".join(f"{k}={v}" for k, v in sorted(item.node_selector.items()))
-            message = (
-                f"No node has the labels of device class {item.name!r}; label one: "
-                f"kubectl label node NODE {wanted.replace(',', ' ')}"
-            )
-            return Finding("False", "NoNodeMatches", message)
+        found = _joined(item, joined[item.name]) if item.name in joined else None
+        if item.name not in joined and not nodes.get(item.name):
+            found = _no_node(item)
+        if found is not None:
+            return found
     waiting = [
-        item.name for item in classes if item.node_selector and not _rolled_out(sets.get(item.name))
+        item.name
+        for item in classes
+        if item.name not in joined and not _rolled_out(sets.get(item.name))
     ]
     if waiting:
         message = f"Not every edge of class {', '.join(waiting)} is ready; see their DaemonSets."
         return Finding("False", "EdgesNotReady", message)
-    return Finding("True", "EdgesReady", "Every node of every class runs a ready edge.")
+    return Finding("True", "EdgesReady", "Every class has devices, and their edges serve.")
 
 
-def moving(
-    deployment: HybridDeployment, hands: Mapping[str, Hand], *, ledger: bool | None
-) -> Finding:
+def _no_node(item: EdgeClass) -> Finding:
+    if not item.node_selector:
+        message = (
+            f"Device class {item.name!r} has no devices; set nodeSelector in spec.edge.classes[] "
+            "to labels that your edge nodes have, or deviceGroup for devices outside the cluster."
+        )
+        return Finding("False", "NoDevices", message)
+    wanted = " ".join(f"{k}={v}" for k, v in sorted(item.node_selector.items()))
+    message = (
+        f"No node has the labels of device class {item.name!r}; label one: "
+        f"kubectl label node NODE {wanted}"
+    )
+    return Finding("False", "NoNodeMatches", message)
+
+
+def _joined(item: EdgeClass, joined: Joined) -> Finding | None:
+    """What a group of devices lacks; None where one of them is connected."""
+    if not joined.reachable:
+        message = (
+            f"Nothing leads from the devices of group {item.device_group!r} to the pool; set "
+            "spec.cloud.endpoint, or gateway.externalUrl in the chart."
+        )
+        return Finding("False", "NoExternalEndpoint", message)
+    if not joined.known:
+        message = (
+            f"No device of group {item.device_group!r} has joined. On a device, with what Secret "
+            f"{joined.secret} holds: dovetail edge join ENDPOINT --token-file FILE"
+        )
+        return Finding("False", "NoDeviceJoined", message)
+    if not joined.connected:
+        message = f"No device of group {item.device_group!r} was heard of in the last minute."
+        return Finding("False", "DevicesSilent", message)
+    return None
+
+
+def moving(deployment: HybridDeployment, hands: Mapping[str, Hand], *, ledger: bool) -> Finding:
     """Whether cuts are moved by what is measured.
 
     Args:
         deployment: the resource.
         hands: its slow hands by class.
-        ledger: whether the pool's ledger answered last; None before it was asked.
+        ledger: whether the pool's ledger answered last.
     """
     mode = deployment.spec.adapt.mode
     if mode == "Manual":
@@ -237,19 +280,6 @@ def moving(
     if not any(hand.measured for hand in hands.values()):
         return Finding("False", "NoRequests", "No requests were seen; the rung in use is kept.")
     return Finding("True", "Measuring", "The cut follows what is measured.")
-
-
-def class_statuses(hands: Mapping[str, Hand]) -> tuple[ClassStatus, ...]:
-    """What each class runs, and its last moves."""
-    return tuple(
-        ClassStatus(
-            name=name,
-            rung=hand.state.plan.default,
-            plan_generation=hand.state.plan.generation,
-            moves=tuple(_move(move) for move in hand.state.moves),
-        )
-        for name, hand in sorted(hands.items())
-    )
 
 
 def status_of(
@@ -323,7 +353,3 @@ def _rolled_out(item: Json | None) -> bool:
     wanted = status.get("desiredNumberScheduled", 0)
     updated, ready = status.get("updatedNumberScheduled", 0), status.get("numberReady", 0)
     return bool(wanted and updated >= wanted and ready >= wanted)
-
-
-def _move(move: Move) -> MoveStatus:
-    return MoveStatus.of(move.at, move.source, move.target, move.reason, move.message)

@@ -8,16 +8,18 @@ used twice for two plans: whatever differs from the plan in force gets the next 
 import math
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Final
 
 from dovetail.api import HybridDeployment
-from dovetail.control import State, Terms, start, step, terms
+from dovetail.control import Move, State, Terms, start, step, terms
 from dovetail.decide import Decision
 from dovetail.ladder import Conditions
 from dovetail.measure import Window
 from dovetail.plan import Plan
+from dovetail_operator.figures import EVERY, Facts, Figures, are_news, facts, measured
 from dovetail_operator.record import Record
 
 _LATELY: Final = 60.0  # seconds
@@ -30,17 +32,40 @@ class Hand:
     Attributes:
         terms: what it may do.
         state: what it remembers.
+        facts: what the bundle says of each rung.
         seen: when its devices were last heard of, by the monotonic clock; -inf for never.
+        recent: what they saw since the figures were renewed.
+        since: since when that is, seconds since the epoch.
+        figures: what was measured, for people; None before there was traffic.
     """
 
     terms: Terms
     state: State
+    facts: Mapping[str, Facts]
     seen: float = -math.inf
+    recent: Window = field(default_factory=Window)
+    since: float = 0.0
+    figures: Figures | None = None
 
     @property
     def measured(self) -> bool:
         """Whether there was traffic lately; long enough that single requests do not flap."""
         return time.monotonic() - self.seen < _LATELY
+
+    def turned(self, window: Window, now: float) -> tuple["Hand", Decision]:
+        """One window further."""
+        state, decision = step(self.terms, self.state, window, now)
+        since, recent = self.since, self.recent
+        if decision.moved or now - since > 2 * EVERY:  # what is older says nothing of now
+            since, recent = now, Window()
+        recent.merge(window)
+        figures = measured(recent, decision.rung, decision, now)
+        if figures is None or not are_news(self.figures, figures):
+            figures = self.figures
+        else:
+            since, recent = now, Window()
+        seen = time.monotonic() if window.rungs else self.seen
+        return Hand(self.terms, state, self.facts, seen, recent, since, figures), decision
 
 
 def resume(terms: Terms, plan: Plan | None) -> State:
@@ -71,9 +96,19 @@ class Hands:
         self._lock = threading.Lock()
 
     def ensure(
-        self, deployment: HybridDeployment, generation: int, record: Record
+        self,
+        deployment: HybridDeployment,
+        generation: int,
+        record: Record,
+        moves: Mapping[str, Sequence[Move]] = MappingProxyType({}),
     ) -> dict[str, Hand]:
         """The hands of a deployment as its spec and bundle want them; returns them by class.
+
+        Args:
+            deployment: the resource.
+            generation: of its spec.
+            record: its live version.
+            moves: moves that an earlier operator told of, by class, for a hand that begins.
 
         Raises:
             ManifestError: privacy, codecs and quality leave no rung.
@@ -88,11 +123,17 @@ class Hands:
         made: dict[str, Hand] = {}
         for item in deployment.spec.edge.classes:
             own = terms(deployment, item, bundle=record.bundle, config=config, costs=costs)
-            made[item.name] = Hand(own, resume(own, self._plan(key, item.name, record)))
+            state = resume(own, self._plan(key, item.name, record))
+            told = moves.get(item.name, ())
+            if told:
+                state = replace(state, moves=tuple(told), moved_at=told[-1].at)
+            made[item.name] = Hand(own, state, facts(config, own.ladder))
         with self._lock:
             for name, hand in self._hands.get(key, {}).items():
                 if name in made:  # the story goes on, whatever the spec became
-                    state = replace(made[name].state, moves=hand.state.moves)
+                    state = replace(
+                        made[name].state, moves=hand.state.moves, moved_at=hand.state.moved_at
+                    )
                     made[name] = replace(made[name], state=state, seen=hand.seen)
             self._hands[key], self._versions[key] = made, version
             return dict(made)
@@ -106,12 +147,10 @@ class Hands:
         changed: dict[str, Decision] = {}
         with self._lock:
             for name, hand in self._hands.get(key, {}).items():
-                window = windows.get(name, Window())
-                state, decision = step(hand.terms, hand.state, window, now)
-                if state.plan != hand.state.plan:
+                further, decision = hand.turned(windows.get(name, Window()), now)
+                if further.state.plan != hand.state.plan:
                     changed[name] = decision
-                seen = time.monotonic() if window.rungs else hand.seen
-                self._hands[key][name] = Hand(hand.terms, state, seen)
+                self._hands[key][name] = further
         return changed
 
     def drop(self, key: str) -> None:

@@ -18,6 +18,7 @@ from dovetail.errors import DovetailError
 from dovetail.measure import Window
 from dovetail_operator.client import Json
 from dovetail_operator.events import Events
+from dovetail_operator.figures import Figures
 from dovetail_operator.hands import Hands
 from dovetail_operator.ledger import Ledger, Presence, Reading
 from dovetail_operator.metrics import LEDGER_READS, MOVES
@@ -52,6 +53,7 @@ class Mover:
         self._answers: dict[str, bool] = {}
         self._presence: dict[str, Mapping[str, Presence]] = {}
         self._reported: dict[str, dict[str, float]] = {}
+        self._told: dict[str, dict[str, tuple[bool, Figures | None]]] = {}
         self._stop = threading.Event()
 
     def answers(self, pool: str) -> bool | None:
@@ -138,20 +140,21 @@ class Mover:
         """Forget a deployment."""
         self._presence.pop(key, None)
         self._reported.pop(key, None)
+        self._told.pop(key, None)
 
     def _step(self, key: str, windows: Mapping[str, Window], events: Events) -> None:
-        before = {name: hand.measured for name, hand in self._hands.get(key).items()}
         # Who was not heard of is left as it is: most of a large pool is idle most of the time.
         changed = self._hands.turn(key, windows, time.time()) if windows else {}
-        hands = self._hands.get(key)
         hybrid = self._world.stores["HybridDeployment"].get(key)
         for name, decision in changed.items():
             if decision.moved and hybrid is not None:
                 MOVES.labels(str(decision.reason)).inc()
                 note = f"Class {name} moved to {decision.rung}: {decision.message}"
                 events.emit(hybrid, "Normal", "Moved", "Move", note)
-        if changed or before != {name: hand.measured for name, hand in hands.items()}:
+        now = {name: (hand.measured, hand.figures) for name, hand in self._hands.get(key).items()}
+        if changed or self._told.get(key, dict.fromkeys(now, (False, None))) != now:
             self._hybrid(key)
+        self._told[key] = now
 
     def _heard(self, pool: str, members: list[str], *, answers: bool) -> None:
         if self._answers.get(pool) != answers:

@@ -27,6 +27,7 @@ from dovetail_operator.moving import Mover
 from dovetail_operator.names import collection
 from dovetail_operator.pools import Pools
 from dovetail_operator.reconcile import Reconciler
+from dovetail_operator.reporting import Reporter
 from dovetail_operator.trust import Trust
 from dovetail_operator.versions import Versions
 from dovetail_operator.workqueue import WorkQueue
@@ -119,7 +120,7 @@ class Operator:
             hands=hands,
             pools=pools,
             mover=self._mover,
-            events=events,
+            reporter=Reporter(api, events),
             trust=self._trust,
         )
         self._stop = [

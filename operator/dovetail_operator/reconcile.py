@@ -11,28 +11,35 @@ import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final, Literal
+from typing import Final
 
 from pydantic import ValidationError
 
 from dovetail.api import HybridDeployment, seconds
-from dovetail.errors import BundleError, DovetailError, ManifestError, Unavailable, UnknownRung
-from dovetail.status import Status, moment
+from dovetail.errors import BundleError, ManifestError, Unavailable, UnknownRung
 from dovetail_operator import conditions, desired, edges
-from dovetail_operator.client import STATUS_MANAGER, Api, ApiError, Conflict, Json
-from dovetail_operator.conditions import AS_EXPECTED, WAITS_FOR_BUNDLE, Finding, Findings
-from dovetail_operator.events import Events
+from dovetail_operator.classes import class_statuses, moves_told
+from dovetail_operator.client import Api, ApiError, Conflict, Json
+from dovetail_operator.conditions import (
+    AS_EXPECTED,
+    WAITS_FOR_BUNDLE,
+    Finding,
+    Findings,
+    Joined,
+)
 from dovetail_operator.hands import Hand, Hands
+from dovetail_operator.ledger import Presence
 from dovetail_operator.moving import Mover
-from dovetail_operator.names import HYBRIDS, collection, path_of, same, stamped
+from dovetail_operator.names import child_name, collection, path_of, same, stamped
 from dovetail_operator.pools import Pools, parse
 from dovetail_operator.record import Record
-from dovetail_operator.rollout import Stand, short
+from dovetail_operator.reporting import Reporter, found_before, invalid, retrying, said
+from dovetail_operator.rollout import Stand
 from dovetail_operator.trust import Trust
 from dovetail_operator.versions import KIND, Progress, Versions, names_to_keep
 from dovetail_operator.world import CHILDREN, OWNER, World, pool_key
 
-_TOLD: Final = ("Partitioned", "TailAvailable", "EdgeAvailable", "Degraded", "Ready")
+_MEASURED: Final = ("Measuring", "NoRequests")
 
 
 class Reconciler:
@@ -45,7 +52,7 @@ class Reconciler:
         hands: slow hands.
         pools: places of tails.
         mover: whether ledgers answer.
-        events: what people are told.
+        reporter: writes statuses.
         trust: the authority that devices trust.
     """
 
@@ -58,13 +65,12 @@ class Reconciler:
         hands: Hands,
         pools: Pools,
         mover: Mover,
-        events: Events,
+        reporter: Reporter,
         trust: Trust,
     ) -> None:
         self._api, self._world, self._versions = api, world, versions
-        self._hands, self._pools, self._mover, self._events = hands, pools, mover, events
-        self._trust = trust
-        self._written: dict[str, int] = {}
+        self._hands, self._pools, self._mover = hands, pools, mover
+        self._reporter, self._trust = reporter, trust
 
     def reconcile(self, key: str) -> float | None:
         """Make one deployment what it should be.
@@ -81,14 +87,14 @@ class Reconciler:
         if hybrid is None or "deletionTimestamp" in hybrid["metadata"]:
             self._hands.drop(key)
             self._mover.forget(key)
-            self._written.pop(key, None)
+            self._reporter.forget(key)
             return None
-        if int(hybrid["metadata"]["resourceVersion"]) < self._written.get(key, 0):
-            return None  # our own write is not back yet; it brings the key back
+        if self._reporter.is_behind(hybrid):
+            return None
         try:
             deployment = parse(hybrid)
         except ValidationError as error:
-            self._report(hybrid, _invalid(hybrid, error))
+            self._reporter.report(hybrid, invalid(hybrid, error))
             return None
         try:
             progress, findings = self._act(hybrid, deployment)
@@ -96,9 +102,9 @@ class Reconciler:
             raise
         except (ApiError, Unavailable) as error:
             with contextlib.suppress(Unavailable):  # where it is the API server, nobody hears it
-                self._report(hybrid, _retrying(hybrid, error))
+                self._reporter.report(hybrid, retrying(hybrid, error))
             raise
-        self._report(hybrid, findings)
+        self._reporter.report(hybrid, findings)
         if progress.record is None:
             return None
         retain = seconds(deployment.spec.rollout.retain)
@@ -117,7 +123,8 @@ class Reconciler:
             try:
                 generation = hybrid["metadata"]["generation"]
                 slower = edges.slowdown(hybrid)
-                hands = self._hands.ensure(deployment, generation, record)
+                told = moves_told(said(hybrid))
+                hands = self._hands.ensure(deployment, generation, record, told)
                 wanted += self._serving(hybrid, deployment, record, hands, slower)
             except (ManifestError, UnknownRung, BundleError) as error:
                 wrong = Finding("True", error.code, str(error))
@@ -250,13 +257,26 @@ class Reconciler:
             partitioned=found,
             tail=self._pools.tail_available(hybrid, pool, record),
             edge=self._edge_available(hybrid, deployment, record),
-            moving=conditions.moving(deployment, hands, ledger=self._mover.answers(pool)),
+            moving=self._moving(hybrid, deployment, hands),
             degraded=wrong,
             bundle=record.bundle if record is not None else None,
-            classes=conditions.class_statuses(hands),
+            classes=class_statuses(
+                hands,
+                self._mover.presence(deployment.key),
+                said(hybrid, record.bundle) if record is not None else {},
+            ),
             versions=conditions.version_statuses(progress),
             rolling=conditions.rolling(found, record),
         )
+
+    def _moving(
+        self, hybrid: Json, deployment: HybridDeployment, hands: Mapping[str, Hand]
+    ) -> Finding:
+        answers = self._mover.answers(pool_key(hybrid, self._world.config))
+        before = found_before(hybrid, "Moving")
+        if answers is None and hands and before is not None and before.reason in _MEASURED:
+            return before  # this process has just started
+        return conditions.moving(deployment, hands, ledger=bool(answers))
 
     def _edge_available(
         self, hybrid: Json, deployment: HybridDeployment, record: Record | None
@@ -264,99 +284,23 @@ class Reconciler:
         classes = deployment.spec.edge.classes
         sets = {c.name: self._world.child("DaemonSet", hybrid, "edge", c.name) for c in classes}
         nodes = {c.name: self._world.nodes(c.node_selector) for c in classes}
-        edge = conditions.edge_available(classes, sets, nodes)
-        return WAITS_FOR_BUNDLE if record is None and edge.reason == "EdgesNotReady" else edge
+        joined = {
+            c.name: self._joined(hybrid, deployment, c.name) for c in classes if c.device_group
+        }
+        edge = conditions.edge_available(classes, sets, nodes, joined)
+        waits = ("EdgesNotReady", "NoDeviceJoined", "DevicesSilent")
+        return WAITS_FOR_BUNDLE if record is None and edge.reason in waits else edge
 
-    def _report(self, hybrid: Json, findings: Findings) -> None:
-        """Write the status where it differs, and tell people of conditions that changed."""
-        stored = hybrid.get("status") or {}
-        previous = {one["type"]: one for one in stored.get("conditions") or ()}
-        if not findings.classes and findings.degraded.status == "True" and _readable(stored):
-            known = Status.model_validate(stored)
-            findings = replace(findings, classes=known.classes, versions=known.versions)
-        status = conditions.status_of(
-            findings, hybrid["metadata"]["generation"], previous, moment(time.time())
-        )
-        document = status.model_dump(mode="json", by_alias=True, exclude_none=True)
-        if document == stored:
-            return
-        metadata = {key: hybrid["metadata"][key] for key in ("name", "namespace")}
-        head = {"apiVersion": hybrid["apiVersion"], "kind": hybrid["kind"], "metadata": metadata}
-        root, leaf = HYBRIDS.rsplit("/", 1)
-        path = f"{root}/namespaces/{metadata['namespace']}/{leaf}/{metadata['name']}/status"
-        written = self._api.apply(
-            path, {**head, "status": document}, seen=hybrid, manager=STATUS_MANAGER
-        )
-        key = f"{metadata['namespace']}/{metadata['name']}"
-        self._written[key] = int(written["metadata"]["resourceVersion"])
-        self._tell(hybrid, document["conditions"], previous)
-        old, new = stored.get("bundle"), document.get("bundle")
-        if old and new and old != new:
-            note = f"Version {short(new)} took over from {short(old)}."
-            self._events.emit(hybrid, "Normal", "RolledOut", "Rollout", note)
-
-    def _tell(self, hybrid: Json, now: list[Json], before: Mapping[str, Json]) -> None:
-        for condition in now:
-            name, old = condition["type"], before.get(condition["type"]) or {}
-            if not _is_news(condition, old):
-                continue
-            good = condition["status"] == ("False" if name == "Degraded" else "True")
-            kind: Literal["Normal", "Warning"] = "Warning"
-            if good or condition["reason"] in _UNDER_WAY:
-                kind = "Normal"
-            self._events.emit(hybrid, kind, condition["reason"], name, condition["message"])
-
-
-_UNDER_WAY: Final = frozenset({"Partitioning", "TailDeploying", "EdgesNotReady"})
-
-
-def _is_news(condition: Json, old: Json) -> bool:
-    """Whether people are told: what sums up when it turns, a cause when its reason changes."""
-    name, status = condition["type"], condition["status"]
-    if name not in _TOLD or status == "Unknown":
-        return False
-    if name in ("Ready", "Degraded"):
-        return bool(status != old.get("status", "False"))
-    return bool(condition["reason"] != old.get("reason"))
-
-
-def _readable(stored: Json) -> bool:
-    try:
-        Status.model_validate(stored)
-    except ValidationError:
-        return False
-    return True
-
-
-def _invalid(hybrid: Json, error: ValidationError) -> Findings:
-    """The resource was admitted by another version of its definition."""
-    faults = "; ".join(
-        f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
-    )
-    return _as_before(hybrid, Finding("True", "InvalidSpec", f"The spec does not hold: {faults}"))
-
-
-def _retrying(hybrid: Json, error: DovetailError) -> Findings:
-    message = f"What this deployment needs could not be done, and is tried again: {error}"
-    return _as_before(hybrid, Finding("True", "Retrying", message))
-
-
-def _as_before(hybrid: Json, wrong: Finding) -> Findings:
-    """What was found last, and what is wrong now: nobody looked at the rest anew."""
-    stored = hybrid.get("status") or {}
-    before = {one["type"]: one for one in stored.get("conditions") or ()}
-
-    def known(name: str) -> Finding:
-        one = before.get(name)
-        if one is None:
-            return Finding("Unknown", wrong.reason, wrong.message)
-        return Finding(one["status"], one["reason"], one["message"])
-
-    return Findings(
-        known("Partitioned"),
-        known("TailAvailable"),
-        known("EdgeAvailable"),
-        known("Moving"),
-        wrong,
-        bundle=stored.get("bundle"),
-    )
+    def _joined(self, hybrid: Json, deployment: HybridDeployment, name: str) -> Joined:
+        """What is known of a class whose devices join from outside the cluster."""
+        config = self._world.config
+        reach = edges.external_access(deployment, pool_key(hybrid, config), config, None)
+        secret = child_name(hybrid["metadata"]["name"], "token", name)
+        presence = self._mover.presence(deployment.key)
+        if presence is not None:
+            seen = presence.get(name, Presence(0, 0, 0.0))
+            return Joined(secret, reach is not None, seen.known, seen.connected)
+        before = said(hybrid).get(name)
+        if before is None or before.devices is None:
+            return Joined(secret, reach is not None)
+        return Joined(secret, reach is not None, before.devices.known, before.devices.connected)

@@ -144,7 +144,19 @@ def test_kubectl_knows_the_short_name_explains_waits_and_prints(hybrid, created,
         hybrid,
         {
             "conditions": [READY],
-            "classes": [{"name": "default", "rung": "cut3-int8", "planGeneration": 4}],
+            "classes": [
+                {
+                    "name": "default",
+                    "rung": "cut3-int8",
+                    "planGeneration": 4,
+                    "measured": {
+                        "at": "2026-01-31T12:00:00Z",
+                        "shares": {"cut3-int8": 97, "edge": 3},
+                        "latency": {"total": "12.3ms"},
+                        "best": {"rung": "edge", "latency": "12.1ms", "by": "Model"},
+                    },
+                }
+            ],
         },
     )
 
@@ -153,6 +165,9 @@ def test_kubectl_knows_the_short_name_explains_waits_and_prints(hybrid, created,
     )
     assert "condition met" in kubectl("wait", "--for=condition=Ready", "hd/created", "--timeout=9s")
     header, row = kubectl("get", "hd").splitlines()
-    assert header.split() == ["NAME", "READY", "REASON", "RUNG", "ADAPT", "AGE"]
-    assert row.split()[:5] == ["created", "True", "Serving", "cut3-int8", "Auto"]
+    assert header.split() == ["NAME", "MODE", "RUNG", "LATENCY", "READY", "AGE"]
+    assert row.split()[:5] == ["created", "Split", "cut3-int8", "12.3ms", "True"]
+    wide = kubectl("get", "hd", "-o", "wide").splitlines()
+    assert wide[0].split()[6:] == ["REASON", "MODEL", "SHARES"]
+    assert wide[1].split()[-1] == '{"cut3-int8":97,"edge":3}'
     assert "created" in kubectl("get", "dovetail")
