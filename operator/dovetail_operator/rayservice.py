@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from dovetail.api import Spec
 from dovetail.plan import Plan
-from dovetail.pool import LedgerApp, Replicas, TailApp, serve_config
+from dovetail.pool import SERVE_ENVIRONMENT, LedgerApp, Replicas, TailApp, serve_config
 from dovetail_operator.client import Json
 from dovetail_operator.config import Config, PoolConfig
 from dovetail_operator.names import POOL_LABEL, labels, stamped
@@ -24,10 +24,35 @@ PORT: Final = 8000
 _VERSION: Final = "ray.io/v1"
 _SECURITY: Final[Json] = {
     "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
     "runAsNonRoot": True,
     "capabilities": {"drop": ["ALL"]},
     "seccompProfile": {"type": "RuntimeDefault"},
 }
+_POD_SECURITY: Final[Json] = {
+    "runAsNonRoot": True,
+    "runAsUser": 65532,
+    "runAsGroup": 65532,
+    "fsGroup": 65532,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+_ENVIRONMENT: Final[Mapping[str, str]] = {
+    **SERVE_ENVIRONMENT,
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+    # only the ingress of its own pod knows a replica's port, so it need not linger when it stops
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+_READY: Final[Json] = {
+    "httpGet": {"path": "/-/healthz", "port": PORT},
+    "periodSeconds": 5,
+    "failureThreshold": 1,
+}
+# bytes; Serve moves no tensors through it, and Ray takes no less
+_OBJECT_STORE: Final = str(80 << 20)
+# How many tails a pool holds is `maxTails`; CPUs as Ray counts them must not decide it again.
+_TAIL_CPUS: Final = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,50 +172,73 @@ def _tail(member: Member, digest: str, config: Config) -> TailApp:
         tokens=member.tokens,
         settings={"threads": cloud.threads, "max_batch": cloud.max_batch},
         replicas=Replicas(cloud.replicas.min, cloud.replicas.max),
+        actor_options={"num_cpus": _TAIL_CPUS},
     )
 
 
 def _cluster(pool: PoolConfig, config: Config, marks: Mapping[str, str]) -> Json:
-    """The Ray cluster: tokens on, because whoever reaches an open Ray runs code on it."""
-    head = _pod("ray-head", "1", "2Gi", config, marks)
+    """The Ray cluster: tokens on, because whoever reaches an open Ray runs code on it.
+
+    Without workers the head is the whole pool and has what a worker would have; with workers it
+    serves nothing itself, so that a tail never takes memory from what manages it.
+    """
+    alone = pool.workers == 0
+    cpu, memory = (pool.cpu, pool.memory) if alone else ("500m", "2Gi")
+    start = {"dashboard-host": "0.0.0.0", "object-store-memory": _OBJECT_STORE}  # noqa: S104  a pod's own address
+    head = {
+        "rayStartParams": start if alone else {**start, "num-cpus": "0"},
+        "template": _pod("ray-head", cpu, memory, config, marks),
+    }
     worker = _pod("ray-worker", pool.cpu, pool.memory, config, marks)
+    # KubeRay's own probe of a worker asks with wget, which images without it fail for ever
+    worker["spec"]["containers"][0]["readinessProbe"] = _READY
+    group = {
+        "groupName": "tails",
+        "replicas": pool.workers,
+        "minReplicas": pool.workers,
+        "maxReplicas": pool.workers,
+        "rayStartParams": {"object-store-memory": _OBJECT_STORE},
+        "template": worker,
+    }
     return {
         "rayVersion": config.ray_version,
         "authOptions": {"mode": "token"},
-        "headGroupSpec": {"rayStartParams": {"dashboard-host": "0.0.0.0"}, "template": head},  # noqa: S104  a pod's own address
-        "workerGroupSpecs": [
-            {
-                "groupName": "tails",
-                "replicas": pool.workers,
-                "minReplicas": pool.workers,
-                "maxReplicas": pool.workers,
-                "rayStartParams": {},
-                "template": worker,
-            }
-        ],
+        "headGroupSpec": head,
+        "workerGroupSpecs": [] if alone else [group],
         **pool.ray_cluster,
     }
 
 
 def _pod(name: str, cpu: str, memory: str, config: Config, marks: Mapping[str, str]) -> Json:
-    registry = f"{config.registry.url}/{config.registry.repository}"
+    environment = {**_ENVIRONMENT, "DOVETAIL_REGISTRY": config.registry.target}
+    volumes: list[Json] = [{"name": name, "emptyDir": {}} for name in ("cache", "tmp")]
+    mounts: list[Json] = [
+        {"name": "cache", "mountPath": config.cache},
+        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  sessions, logs and sockets of Ray
+    ]
+    if config.registry.secret is not None:
+        items = [{"key": ".dockerconfigjson", "path": "config.json"}]
+        login = {"secretName": config.registry.secret, "items": items}
+        volumes.append({"name": "registry", "secret": login})
+        mounts.append({"name": "registry", "mountPath": "/etc/dovetail/registry", "readOnly": True})
     container: dict[str, Any] = {
         "name": name,
         "image": config.images.serving,
-        "env": [{"name": "DOVETAIL_REGISTRY", "value": registry}],
+        "env": [{"name": key, "value": environment[key]} for key in sorted(environment)],
         "resources": {
             "requests": {"cpu": cpu, "memory": memory},
             "limits": {"memory": memory},
         },
         "securityContext": _SECURITY,
-        "volumeMounts": [{"name": "cache", "mountPath": config.cache}],
+        "volumeMounts": mounts,
     }
     return {
         "metadata": {"labels": dict(marks)},
         "spec": {
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
+            "securityContext": _POD_SECURITY,
             "containers": [container],
-            "volumes": [{"name": "cache", "emptyDir": {}}],
+            "volumes": volumes,
         },
     }

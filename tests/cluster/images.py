@@ -78,7 +78,10 @@ EDGE: Final = _room("edge", "edge-runtime", "dovetail_edge")
 OPERATOR: Final = _room("operator", "operator", "dovetail_operator")
 PARTITIONER: Final = _room("partitioner", "partitioner", "dovetail_partitioner")
 SERVING: Final = _room("serving", "serving", "dovetail_serving")
-ROOMS: Final = (EDGE, OPERATOR, PARTITIONER, SERVING)
+GATEWAY: Final = Image(
+    f"docker.io/dovetail/gateway:{VERSION}", (ROOT / "serving" / "gateway.Dockerfile").read_text()
+)
+ROOMS: Final = (EDGE, OPERATOR, PARTITIONER, SERVING, GATEWAY)
 _TEST: Final = "docker.io/dovetail-test"
 PAUSE: Final = Image(f"{_TEST}/pause:1", f'FROM {BASE}\nENTRYPOINT ["sleep", "infinity"]\n')
 KUBERAY: Final = Image(
@@ -86,12 +89,7 @@ KUBERAY: Final = Image(
     f'FROM {BASE}\nCOPY kuberay-operator /\nUSER 65532\nENTRYPOINT ["/kuberay-operator"]\n',
     programs=("kuberay-operator",),
 )
-GATEWAY: Final = Image(
-    f"{_TEST}/haproxy:1",
-    f"FROM {BASE}\nRUN apt-get update && apt-get install -y --no-install-recommends haproxy"
-    ' && rm -rf /var/lib/apt/lists/*\nUSER 65532\nENTRYPOINT ["haproxy"]\n',
-)
-ALL: Final = (*ROOMS, PAUSE, KUBERAY, GATEWAY)
+ALL: Final = (*ROOMS, PAUSE, KUBERAY)
 
 
 def archives(programs: Mapping[str, Binary]) -> list[tuple[str, str, Path]]:
