@@ -6,9 +6,9 @@ RayService. Composing it is pure, so both put the same, a test can read it, and 
 changes nothing.
 
 One bundle digest is one application with its own route: a new version stands beside the old one,
-and a change of plan alone touches only `user_config`, which Serve hands to the running replicas
-without a restart. So does what the ledger knows: it follows from the tails, comes as `user_config`,
-and a deployment that comes, goes or changes its version never restarts it.
+and a change of plan or token alone touches only `user_config`, which Serve hands to the running
+replicas without a restart. So does what the ledger knows: it follows from the tails, comes as
+`user_config`, and a deployment that comes, goes or changes its version never restarts it.
 
 Reference: Ray Serve config file schema (ServeDeploySchema).
 """
@@ -129,11 +129,10 @@ def _tail(tail: TailApp) -> dict[str, Any]:
         "bundle": tail.bundle,
         "deployment": tail.deployment,
         "digest": tail.digest,
-        "tokens": dict(sorted(tail.tokens.items())),
     }
     deployment = {
         "name": TAIL_DEPLOYMENT,
-        "user_config": {"plans": plans},
+        "user_config": {"plans": plans, "tokens": dict(sorted(tail.tokens.items()))},
         "ray_actor_options": dict(tail.actor_options),
         **_scale(tail.replicas),
         **_lifecycle(),

@@ -19,7 +19,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from opentelemetry.trace import SpanKind
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ray import serve
 from ray.serve import Application
 
@@ -59,6 +59,9 @@ _SAMPLES_BYTES = 256 << 10
 _MUCH_JSON = 64 << 10
 _SERVER = b'{"name":"dovetail-tail","version":"2","extensions":["binary_tensor_data"]}'
 
+_NOBODY = "0" * 64  # no token is known that has this digest
+_TOKENS = TypeAdapter(dict[str, TokenDigest])
+
 
 class TailArgs(BaseModel):
     """Arguments of the application.
@@ -67,7 +70,6 @@ class TailArgs(BaseModel):
         bundle: folder of the bundle; pulled into it where it is not there.
         deployment: `<namespace>/<name>`.
         digest: the bundle's manifest digest.
-        tokens: device class -> sha256 hex of its bearer token; empty leaves the tail open.
         threads: intra-op threads of one computation.
         concurrency: computations at the same time.
         max_batch: most rows computed together.
@@ -81,7 +83,6 @@ class TailArgs(BaseModel):
     bundle: Path
     deployment: str
     digest: Digest
-    tokens: dict[str, TokenDigest] = {}
     threads: int = Field(default=1, ge=1)
     concurrency: int = Field(default=1, ge=1)
     max_batch: int = Field(default=8, ge=1)
@@ -105,7 +106,7 @@ class Tail:
             max_batch=args.max_batch,
             max_queue=args.max_queue,
         )
-        self._access = Access(args.tokens)
+        self._access = Access({"": _NOBODY})
         self._limits = Limits(args.max_body_bytes, args.min_body_rate)
         self._plans: dict[str, Plan] = {}
         self._reporter = Reporter(
@@ -117,8 +118,11 @@ class Tail:
         )
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take over plans; never loads anything and never raises."""
+        """Take over plans and whom to serve; never loads anything and never raises."""
         self._plans = adopt(self._plans, user_config, self._args.deployment)
+        tokens = _tokens(user_config)
+        if tokens is not None:
+            self._access = Access(tokens)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The routes, bound to this replica."""
@@ -297,6 +301,15 @@ def adopt(
         if plan is not None:
             adopted[name] = plan
     return adopted
+
+
+def _tokens(user_config: Mapping[str, Any]) -> dict[str, str] | None:
+    """Digests of tokens by class, where none opens the tail; None where they do not hold."""
+    try:
+        return _TOKENS.validate_python(user_config.get("tokens"))
+    except ValidationError as error:
+        log.warning("the tokens of user_config do not hold; those at hand stay: %s", error)
+        return None
 
 
 def _plan(document: object, deployment: str, device_class: str) -> Plan | None:
