@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from dovetail.errors import DovetailError
-from dovetail_operator.client import Absent, Api, Expired, Json
+from dovetail_operator.client import Absent, Api, ApiError, Expired, Json
 from dovetail_operator.metrics import CACHE_OBJECTS, WATCH_RESTARTS
 from dovetail_operator.store import Store, key_of, slim
 
@@ -33,6 +33,7 @@ log = logging.getLogger("dovetail.operator.informer")
 _WATCH_SECONDS: Final = (240, 480)
 _SILENCE: Final = 150.0  # bookmarks come about once a minute
 _BACKOFF: Final = (0.5, 30.0)
+_RELIST: Final = 1.0  # spreads the lists of all operators after an API server lost its history
 _ABSENT_RETRY: Final = 15.0
 _OVERDUE: Final = _WATCH_SECONDS[1] + _SILENCE + _BACKOFF[1] + 60.0
 
@@ -106,7 +107,7 @@ class Informer:
                 failures = 0
                 continue
             except Expired:
-                self._version, why, wait = "", "expired", 0.0
+                self._version, why, wait = "", "expired", _RELIST
             except Absent:
                 self._version, why, wait = "", "absent", _ABSENT_RETRY
                 self._replace([])
@@ -116,6 +117,8 @@ class Informer:
                 failures += 1
                 why = "error"
                 wait = min(_BACKOFF[0] * 2 ** min(failures, 8), _BACKOFF[1])
+                if isinstance(error, ApiError):  # twice, because the jitter may halve it
+                    wait = max(wait, 2 * error.retry_after)
                 log.warning("%s: %s", self.kind.name, error)
             WATCH_RESTARTS.labels(self.kind.name, why).inc()
             self._stop.wait(wait * random.uniform(0.5, 1.0))  # noqa: S311  spreads load, no secret

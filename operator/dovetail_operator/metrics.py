@@ -12,7 +12,7 @@ _SECONDS: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 
 RECONCILES: Final = Counter(
     "dovetail_operator_reconcile",
-    "Reconciles by outcome: done, later, conflict, terminal or error.",
+    "Reconciles by outcome: done, later, conflict or error.",
     ["controller", "result"],
 )
 RECONCILE_SECONDS: Final = Histogram(
@@ -36,6 +36,9 @@ LEDGER_READS: Final = Counter(
 QUEUE_DEPTH: Final = Gauge("workqueue_depth", "Keys that wait.", ["name"])
 QUEUE_ADDS: Final = Counter("workqueue_adds", "Keys added.", ["name"])
 QUEUE_RETRIES: Final = Counter("workqueue_retries", "Keys added again after a failure.", ["name"])
+QUEUE_UNFINISHED: Final = Gauge(
+    "workqueue_unfinished_work_seconds", "Seconds that keys now worked on have taken.", ["name"]
+)
 QUEUE_SECONDS: Final = Histogram(
     "workqueue_queue_duration_seconds", "Seconds a key waits.", ["name"], buckets=_SECONDS
 )

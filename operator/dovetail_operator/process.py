@@ -9,6 +9,7 @@ import base64
 import hashlib
 import logging
 import os
+import random
 import threading
 from typing import Final
 
@@ -39,6 +40,7 @@ LEASE: Final = "dovetail-operator"
 _WORKERS: Final = 12
 _POOL_WORKERS: Final = 4
 _GATHER: Final = 0.3  # seconds in which changes of a pool's members become one write
+_RESYNC: Final = 10 * 3600.0  # seconds
 _GRACE: Final = 5.0  # shorter than the Lease is sure for
 
 
@@ -65,6 +67,7 @@ class Operator:
         self.lease = Lease(self._api, path, LEASE, identity, terms)
         self._identity = identity
         self._trust = Trust(config.endpoint_ca)
+        self._ended = threading.Event()
         self._stop: list[Controller] = []
         self._mover: Mover | None = None
 
@@ -78,6 +81,7 @@ class Operator:
         if self._mover is not None:
             self._mover.stop()
         self._trust.stop()
+        self._ended.set()
         for controller in self._stop:
             controller.stop(_GRACE)
         self.lease.release()
@@ -142,7 +146,13 @@ class Operator:
         for controller in self._stop:
             controller.start()
         self._trust.watch(self._everything)
+        threading.Thread(target=self._resync, name="resync", daemon=True).start()
         self._mover.run(pools, events)
+
+    def _resync(self) -> None:
+        """Look at everything now and then, whatever events were lost."""
+        while not self._ended.wait(_RESYNC * random.uniform(0.9, 1.1)):  # noqa: S311  spreads load
+            self._everything()
 
     def _everything(self) -> None:
         for key in self.world.stores["HybridDeployment"].keys():  # noqa: SIM118  a store is no dict

@@ -16,7 +16,13 @@ import time
 from collections import OrderedDict
 from typing import Final
 
-from dovetail_operator.metrics import QUEUE_ADDS, QUEUE_DEPTH, QUEUE_RETRIES, QUEUE_SECONDS
+from dovetail_operator.metrics import (
+    QUEUE_ADDS,
+    QUEUE_DEPTH,
+    QUEUE_RETRIES,
+    QUEUE_SECONDS,
+    QUEUE_UNFINISHED,
+)
 
 FIRST: Final = 1.0
 LONGEST: Final = 300.0
@@ -34,7 +40,7 @@ class WorkQueue:
     def __init__(self, name: str) -> None:
         self.name = name
         self._waiting: OrderedDict[str, float] = OrderedDict()  # since when
-        self._working: set[str] = set()
+        self._working: dict[str, float] = {}  # since when
         self._again: set[str] = set()
         self._later: list[tuple[float, str]] = []
         self._due: dict[str, float] = {}
@@ -42,6 +48,7 @@ class WorkQueue:
         self._tokens, self._earned = _BURST, time.monotonic()
         self._closed = False
         self._condition = threading.Condition()
+        QUEUE_UNFINISHED.labels(name).set_function(self._unfinished)
 
     def add(self, key: str) -> None:
         """Have a key worked on soon."""
@@ -87,7 +94,7 @@ class WorkQueue:
                     return None
                 if self._waiting:
                     key, since = self._waiting.popitem(last=False)
-                    self._working.add(key)
+                    self._working[key] = time.monotonic()
                     QUEUE_SECONDS.labels(self.name).observe(time.monotonic() - since)
                     QUEUE_DEPTH.labels(self.name).set(len(self._waiting))
                     return key
@@ -96,7 +103,7 @@ class WorkQueue:
     def done(self, key: str) -> None:
         """Give a taken key back."""
         with self._condition:
-            self._working.discard(key)
+            self._working.pop(key, None)
             if key in self._again:
                 self._again.discard(key)
                 self._add(key)
@@ -106,6 +113,11 @@ class WorkQueue:
         with self._condition:
             self._closed = True
             self._condition.notify_all()
+
+    def _unfinished(self) -> float:
+        now = time.monotonic()
+        with self._condition:
+            return sum(now - since for since in self._working.values())
 
     def _add(self, key: str) -> None:
         if self._closed or key in self._waiting:

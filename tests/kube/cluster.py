@@ -28,7 +28,7 @@ class Cluster:
         self.path = f"/apis/dovetail.dev/v1alpha1/namespaces/{namespace}/hybriddeployments"
 
     def create(self, name="page", **spec):
-        spec = minimal(edge={"classes": [CAMERA]}, **spec)
+        spec = minimal(**{"edge": {"classes": [CAMERA]}, **spec})
         params = {"fieldValidation": "Strict"}
         return self.server.request("POST", self.path, resource(spec, name), params=params)
 
