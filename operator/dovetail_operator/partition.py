@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Final
 
-from dovetail.errors import UserError
+from dovetail.errors import Unavailable, UserError
 from dovetail.registry import Registry
 from dovetail_operator.client import Api, Json
 from dovetail_operator.names import collection
@@ -49,6 +49,8 @@ def outcome(api: Api, registry: Registry, job: Json, partition: str) -> Outcome 
     try:
         config = registry.description(said["bundle"])
         costs = registry.costs(said.get("costs", ""))
+    except Unavailable as error:
+        raise Unavailable(f"the registry cannot be read: {error}") from error
     except UserError as error:
         return Outcome(failure=f"the Job's bundle cannot be read: {error}")
     return Outcome(Record.of(partition, said["bundle"], config, costs))
