@@ -23,6 +23,7 @@ from dovetail_operator.hands import Hands
 from dovetail_operator.ledger import Ledger, Presence, Reading
 from dovetail_operator.metrics import LEDGER_READS, MOVES
 from dovetail_operator.pools import Pools
+from dovetail_operator.rollout import Reports
 from dovetail_operator.world import World
 
 log = logging.getLogger("dovetail.operator.moving")
@@ -52,7 +53,7 @@ class Mover:
         self._idle: dict[str, float] = {}
         self._answers: dict[str, bool] = {}
         self._presence: dict[str, Mapping[str, Presence]] = {}
-        self._reported: dict[str, dict[str, float]] = {}
+        self._reports: dict[str, Reports] = {}
         self._told: dict[str, dict[str, tuple[bool, Figures | None]]] = {}
         self._stop = threading.Event()
 
@@ -64,12 +65,9 @@ class Mover:
         """Devices of each class of a deployment; None before its ledger was read."""
         return self._presence.get(key)
 
-    def reported(self, pool: str, key: str) -> Mapping[str, float] | None:
-        """When each version was last reported by a device; None where that is not known now.
-
-        Versions are named by their first 12 digits; times are seconds since the epoch.
-        """
-        return self._reported.get(key, {}) if self.answers(pool) else None
+    def reported(self, pool: str, key: str) -> Reports | None:
+        """Which versions devices reported; None where that is not known now."""
+        return self._reports.get(key) if self.answers(pool) else None
 
     def run(self, pools: Pools, events: Events) -> None:
         """Turn until stopped."""
@@ -129,9 +127,8 @@ class Mover:
         """Remember which devices were heard of, and with which version."""
         before, now = self._presence.get(key), reading.presence(key)
         self._presence[key] = now
-        reported = self._reported.setdefault(key, {})
-        for version, at in reading.versions.get(key, {}).items():
-            reported[version] = max(at, reported.get(version, 0.0))
+        old = self._reports.get(key, Reports(0.0))
+        self._reports[key] = old.joined(reading.versions.get(key, {}), reading.at)
         counts = [{n: (p.known, p.connected) for n, p in (x or {}).items()} for x in (before, now)]
         if before is None or counts[0] != counts[1]:
             self._hybrid(key)
@@ -139,7 +136,7 @@ class Mover:
     def forget(self, key: str) -> None:
         """Forget a deployment."""
         self._presence.pop(key, None)
-        self._reported.pop(key, None)
+        self._reports.pop(key, None)
         self._told.pop(key, None)
 
     def _step(self, key: str, windows: Mapping[str, Window], events: Events) -> None:

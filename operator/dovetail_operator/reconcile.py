@@ -150,7 +150,7 @@ class Reconciler:
             if tail.failed and not (tail.active and bundle == live):
                 stand = stand.without(bundle, generation, tail.message, now)
         retain = seconds(deployment.spec.rollout.retain)
-        stand = stand.released(self._mover.reported(pool, key), retain, now)
+        stand = stand.released(self._mover.reported(pool, key), retain)
         return replace(progress, record=replace(record, stand=stand))
 
     def _switch(self, hybrid: Json, progress: Progress, stand: Stand, now: float) -> Progress:

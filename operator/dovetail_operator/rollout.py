@@ -11,12 +11,32 @@ It is tried again after a while, and at once when the spec changes.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, Self
 
 from dovetail.tensor import Document
 
 SETTLE: Final = 5.0  # seconds a state of a tail that was just asked for may be of an earlier one
 RETRY: Final = 600.0  # seconds after which a refused tail is tried again
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """Versions that devices reported.
+
+    Attributes:
+        at: when the ledger was read, seconds since the epoch.
+        last: first 12 digits of a version -> when a device last reported it.
+    """
+
+    at: float
+    last: Mapping[str, float] = field(default_factory=dict)
+
+    def joined(self, more: Mapping[str, float], at: float) -> Self:
+        """These and what a later read says: a ledger that was restarted forgets, we do not."""
+        names = self.last.keys() | more.keys()
+        last = {name: max(self.last.get(name, 0.0), more.get(name, 0.0)) for name in names}
+        return type(self)(at, last)
 
 
 class Refusal(Document):
@@ -88,25 +108,24 @@ class Stand(Document):
         staged = None if self.staged == bundle else self.staged
         return self.model_copy(update={"staged": staged, "refused": refusal})
 
-    def released(self, reported: Mapping[str, float] | None, retain: float, now: float) -> Self:
+    def released(self, reports: Reports | None, retain: float) -> Self:
         """The stand without versions that no device reported for `retain` seconds.
 
         Args:
-            reported: first 12 digits of a version -> when a device last reported it; None where
-                that is not known now, and then nothing is released.
+            reports: what devices reported; None where that is not known now, and then nothing is
+                released. What happened since the ledger was read is not known either.
             retain: seconds.
-            now: seconds since the epoch.
         """
-        if reported is None:
+        if reports is None:
             return self
         kept = {
             bundle: since
             for bundle, since in self.retained.items()
-            if now - max(since, reported.get(short(bundle), 0.0)) < retain
+            if reports.at - max(since, reports.last.get(short(bundle), 0.0)) < retain
         }
-        return (
-            self if len(kept) == len(self.retained) else self.model_copy(update={"retained": kept})
-        )
+        if len(kept) == len(self.retained):
+            return self
+        return self.model_copy(update={"retained": kept})
 
     def applications(self, live: str) -> tuple[str, ...]:
         """Versions whose tails should run, the one that may not be pushed out first."""

@@ -53,6 +53,14 @@ def made(registry, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def second(registry, tmp_path_factory):
+    """Another version in the registry, as its partition Job says it."""
+    tiny = write_tiny_bundle(tmp_path_factory.mktemp("second") / "tiny", seed=1)
+    digest, costs = push(registry, tiny.bundle, tiny.costs)
+    return {"bundle": digest, "costs": costs}
+
+
+@pytest.fixture(scope="session")
 def rays(tmp_path_factory):
     """An API server of its own with `HybridDeployment` and KubeRay's `RayService` defined."""
     try:

@@ -60,4 +60,5 @@ def whole() -> dict[str, Any]:
             "maxBatch": 8,
         },
         "adapt": {"mode": "Manual", "window": "1.5s", "hysteresis": 0.2, "cooldown": "1m"},
+        "rollout": {"retain": "1h", "rollback": f"sha256:{'b2' * 32}"},
     }

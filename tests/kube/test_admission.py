@@ -117,6 +117,8 @@ BAD = {
     "a layout not known": (image(layout="CHW"), '"NCHW", "NHWC"'),
     "a spec that is a list": ([], "must be of type object"),
     "a section that is a list": (minimal(cloud=[]), "must be of type object"),
+    "a rollback to no digest": (minimal(rollout={"rollback": "v1"}), DIGEST),
+    "versions retained for days": (minimal(rollout={"retain": "2d"}), DURATION),
     "a calibration without a source": (minimal(calibration={}), "uri: Required value"),
 }
 

@@ -7,6 +7,7 @@ verdicts count, and that both come up.
 """
 
 import copy
+import re
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -127,7 +128,8 @@ def test_every_field_is_given_in_the_spec_that_is_changed():
     version = definition()["spec"]["versions"][0]
     spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
 
-    assert set(leaves(spec)) <= set(PLACES)
+    places_given = {re.sub(r"\.[0-9]+", ".0", place) for place in PLACES}
+    assert set(leaves(spec)) <= places_given
 
 
 def test_the_spec_that_is_changed_is_valid_to_both(hybrid):

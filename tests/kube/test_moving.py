@@ -13,7 +13,9 @@ import httpx2
 import pytest
 import uvicorn
 from tests.kube.apiserver import _free_ports
+from tests.kube.controllers import finish
 from tests.kube.operators import NAMESPACE, configuration, operator, until
+from tests.kube.test_rollout import Rollout, short
 
 from dovetail.ladder import Parts
 from dovetail.measure import Link, Sample, Window
@@ -129,3 +131,61 @@ def test_only_the_operators_token_reads_windows(moving):
 
     assert httpx2.get(path).status_code == 401
     assert httpx2.get(path, headers={"Authorization": "Bearer x"}).status_code == 401
+
+
+def meet(ledger, deployment, number, version, device_class):
+    """A replica's push: a device was heard on a version, and asked for nothing else."""
+    ledger.push(
+        {
+            "replica": version,
+            "deployment": deployment,
+            "version": version,
+            "number": number,
+            "windows": {},
+            "contacts": {},
+            "devices": {device_class: {"device-1": time.time()}},
+            "counts": {},
+        }
+    )
+
+
+def test_an_old_version_stays_while_a_device_reports_it_and_leaves_then(
+    moving, cluster, made, second
+):
+    """Verify retention by what the real ledger says of devices."""
+    ledger, _ = moving
+    cluster.create(rollout={"retain": "4s"}, adapt={"window": "1s"})
+    cluster.ready(made)
+    rollout = Rollout(cluster)
+    rollout.to(second)
+    rollout.both(second)
+    rollout.say(second)
+    until(lambda: rollout.live() == second["bundle"], "the new version to be live")
+
+    end, number = time.monotonic() + 12, 0
+    while time.monotonic() < end:
+        number += 1
+        meet(ledger, f"{cluster.namespace}/page", number, short(made), "camera")
+        time.sleep(0.5)
+    assert set(rollout.applications()) == {short(made), short(second)}
+
+    until(lambda: set(rollout.applications()) == {short(second)}, "the old version gone", 90)
+    assert rollout.states()[made["bundle"]] == "Kept"
+
+
+def test_a_device_outside_the_cluster_counts_once_it_was_heard_of(moving, cluster, made):
+    """Verify that a group has devices by what the ledger says, and that status counts them."""
+    ledger, url = moving
+    phone = {"name": "phone", "deviceGroup": "phones"}
+    cluster.create(edge={"classes": [phone]}, cloud={"endpoint": url})
+    finish(cluster.server, cluster.job(), made)
+    cluster.wait("EdgeAvailable", "NoDeviceJoined")
+    cluster.serving()
+
+    meet(ledger, f"{cluster.namespace}/page", 1, short(made), "phone")
+
+    cluster.wait("EdgeAvailable", "EdgesReady")
+    cluster.wait("Ready", "Ready")
+    devices = cluster.get()["status"]["classes"][0]["devices"]
+    assert (devices["known"], devices["connected"]) == (1, 1)
+    assert devices["lastContact"]

@@ -143,14 +143,22 @@ def test_a_pinned_rung_that_is_not_on_the_ladder_is_reported_and_stops_nothing(
     assert {item["metadata"]["uid"] for item in cluster.children()} == before
 
 
-def test_a_failed_partition_says_why_and_leaves_nothing_half_made(running_operator, cluster):
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param({"error": "SourceNotFound", "message": "404 for the model"}, id="missing"),
+        pytest.param({"error": "DigestMismatch", "message": "it has sha256:1"}, id="another file"),
+        pytest.param({"error": "ProofError", "message": "int8 is 9 % off"}, id="no proof"),
+        pytest.param({"error": "UnsupportedModel", "message": "Loop is never loaded"}, id="model"),
+    ],
+)
+def test_a_failed_partition_says_why_and_leaves_nothing_half_made(running_operator, cluster, said):
     """Verify that the Job's last words become the condition, and an Event."""
     cluster.create()
-    said = {"error": "UnsupportedModel", "message": "operator Loop is never loaded"}
     finish(cluster.server, cluster.job(), said, failed=True)
 
     message = cluster.wait("Partitioned", "PartitionFailed")["message"]
-    assert message == "UnsupportedModel: operator Loop is never loaded"
+    assert message == f"{said['error']}: {said['message']}"
     kinds = {path for path in CHILDREN if cluster.items(path)}
     assert kinds == {CHILDREN[0], CHILDREN[4]}
     events = f"/apis/events.k8s.io/v1/namespaces/{cluster.namespace}/events"

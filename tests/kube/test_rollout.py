@@ -10,8 +10,6 @@ import pytest
 from tests.kube.cluster import RAYS
 from tests.kube.controllers import JOBS, finish, merge
 from tests.kube.operators import configuration, operator, until
-from tests.kube.registry import push
-from tests.tiny_bundle import write_tiny_bundle
 
 pytestmark = pytest.mark.kube
 
@@ -26,14 +24,6 @@ def running_operator(rays, registry, tmp_path_factory):
     with operator(rays, folder, configuration(registry, pools=pools)) as process:
         until(lambda: process.probe("/readyz") == 200, "readiness")
         yield process
-
-
-@pytest.fixture(scope="module")
-def second(registry, tmp_path_factory):
-    """Another version in the registry, as its partition Job says it."""
-    tiny = write_tiny_bundle(tmp_path_factory.mktemp("second") / "tiny", seed=1)
-    digest, costs = push(registry, tiny.bundle, tiny.costs)
-    return {"bundle": digest, "costs": costs}
 
 
 class Rollout:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dovetail_operator.rollout import RETRY, SETTLE, Stand
+from dovetail_operator.rollout import RETRY, SETTLE, Reports, Stand
 
 OLD, NEW, NEXT = (f"sha256:{digit * 64}" for digit in "abc")
 
@@ -50,10 +50,18 @@ def test_after_a_switch_the_old_runs_on_until_nobody_reports_it():
     stand = staged().switched(OLD, 200.0)
     assert stand.applications(NEW) == (NEW, OLD)
 
-    assert stand.released({}, 60.0, 259.0) == stand
-    assert stand.released({"a" * 12: 230.0}, 60.0, 280.0) == stand
-    assert stand.released(None, 60.0, 9e9) == stand
-    assert stand.released({"a" * 12: 230.0}, 60.0, 290.0).applications(NEW) == (NEW,)
+    assert stand.released(Reports(259.0), 60.0) == stand
+    assert stand.released(Reports(280.0, {"a" * 12: 230.0}), 60.0) == stand
+    assert stand.released(None, 0.0) == stand
+    late = Reports(290.0, {"a" * 12: 230.0})
+    assert stand.released(late, 60.0).applications(NEW) == (NEW,)
+
+
+def test_a_ledger_that_was_restarted_lets_no_version_go_early():
+    """Verify that what an earlier read told is kept beside what a later one does not know."""
+    reports = Reports(280.0, {"a" * 12: 279.0}).joined({}, 285.0)
+
+    assert staged().switched(OLD, 200.0).released(reports, 60.0).retained == {OLD: 200.0}
 
 
 def test_going_back_to_a_retained_version_needs_no_wait_and_swaps_the_two():
