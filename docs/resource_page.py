@@ -36,28 +36,8 @@ spec:
 An annotation of the resource, `dovetail.dev/slowdown: "30"`, has its edges on nodes run 30 times
 slower: a slow device where there is none. Each says so in its log.
 
-## What the conditions mean
-
-`Ready` holds as long as requests are answered: edges and tail serve some version. Its reason says
-more: `Ready`, `RollingOut` while a new version is on its way, or why that version was refused.
-
-| condition | holds when | reasons when it does not |
-|---|---|---|
-| `Ready` | tail and edges serve | that of the first of those below that does not hold |
-| `Partitioned` | there is a bundle of this spec, or the one that `rollout.rollback` names | \
-`Partitioning`, `PartitionFailed`, `SourceNotReachable`, `UnknownVersion` |
-| `TailAvailable` | the live version's tail runs | `WaitingForBundle`, `TailDeploying`, \
-`TailFailed`, `PoolFull`, `UnknownPool`, `NamespaceNotServed`, `PoolNotOurs`, `KubeRayMissing` |
-| `EdgeAvailable` | each class has devices, and their edges serve | `WaitingForBundle`, \
-`EdgesNotReady`, `NoDevices`, `NoNodeMatches`, `NoExternalEndpoint`, `NoDeviceJoined`, \
-`DevicesSilent` |
-| `Moving` | the cut follows what is measured | `Pinned`, `Paused`, `NoRequests`, \
-`LedgerNotAnswering` |
-| `Degraded` | something is wrong that a person should see, though requests may be answered | \
-`AsExpected` when nothing is; else `PartitionFailed`, `RolloutFailed`, `UnknownVersion`, \
-`PoolFull`, `UnknownRung`, `ManifestError`, `InvalidSpec`, `Retrying` |
-
-Every message says what to do where a person must do something.
+`Ready` holds as long as requests are answered, whichever version answers them;
+[operations](operations.md) says what each condition means and what to do.
 
 ## A new version
 
