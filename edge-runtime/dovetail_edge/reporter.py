@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from dovetail.errors import DovetailError
+from dovetail.errors import DovetailError, TailMissing
 from dovetail.measure import Sample, Window
 from dovetail.plan import Plan
 from dovetail_edge.breaker import Breaker
@@ -43,18 +43,25 @@ class Reporter:
         hand: gets the link's measurements.
         breaker: is told whether the tail is back.
         adopt: takes over a plan.
+        lost: is told that this version is served no more, as long as that is so.
     """
 
     def __init__(
-        self, tail: Tail, hand: Hand, breaker: Breaker, adopt: Callable[[Plan], object]
+        self,
+        tail: Tail,
+        hand: Hand,
+        breaker: Breaker,
+        adopt: Callable[[Plan], object],
+        lost: Callable[[], object],
     ) -> None:
-        self._tail, self._hand, self._breaker, self._adopt = tail, hand, breaker, adopt
+        self._tail, self._hand, self._breaker = tail, hand, breaker
+        self._adopt, self._lost = adopt, lost
         self._lock = threading.Lock()
         self._window = Window()
         self._wake, self._stop = threading.Event(), False
         never = -1e9
         self._seen_at = self._reported_at = self._polled_at = never
-        self._tripped_at = self._probed_at = never
+        self._tripped_at = self._probed_at = self._looked_at = never
         self._report_pause, self._quiet, self._quiet_until = _REPORT_EVERY, 0.0, never
         self._asked = 0
         self._thread = threading.Thread(target=self._run, name="dovetail-reporter", daemon=True)
@@ -83,6 +90,9 @@ class Reporter:
     def _run(self) -> None:
         while not self._stop:
             now = time.monotonic()
+            if now - self._looked_at >= _REPORT_EVERY:
+                self._looked_at = now
+                self._tail.access.refresh()
             try:
                 self._step(now)
             except Overtaken:
@@ -97,12 +107,15 @@ class Reporter:
             self._wake.clear()
 
     def _failed(self, error: DovetailError) -> None:
-        """Wait longer after every failure in a row; say so once."""
-        if not self._quiet:
+        """Wait longer after every failure in a row; say so once, and again where it is another."""
+        if str(error) != self._tail.trouble:
             log.warning("the tail does not answer as it should: %s", error)
+        self._tail.trouble = str(error)
+        if isinstance(error, TailMissing):
+            self._lost()
         self._quiet = min(max(2 * self._quiet, _FIRST_QUIET), _LONGEST_QUIET)
         self._quiet_until = time.monotonic() + self._quiet
-        self._tail.link.resolve()
+        self._tail.access.link.resolve()
 
     def _step(self, now: float) -> None:
         if self._breaker.probe_due(now):
@@ -111,7 +124,7 @@ class Reporter:
             return
         if self._talk(now) and self._quiet:
             log.warning("the tail answers again")
-            self._quiet = 0.0
+            self._quiet, self._tail.trouble = 0.0, None
 
     def _talk(self, now: float) -> bool:
         """Say whatever is due; returns whether anything was."""
@@ -139,6 +152,9 @@ class Reporter:
     def _poll(self, now: float) -> bool:
         self._polled_at = now
         plan = self._tail.plan(_TIMEOUT)
+        newer = plan is not None and plan.generation > self._generation
+        if self._tail.stale and not newer:
+            self._lost()
         self._asked, self._tail.stale = self._tail.generation, False
         if plan is not None:
             self._adopt(plan)

@@ -126,7 +126,8 @@ class Request:
         may_continue = route.plan.fallback == "Local"
         if not breaker.allows():
             if not may_continue:
-                raise TailUnavailable("the tail is gone; it is probed until it is back")
+                why = self._means.tail.trouble or "it failed"
+                raise TailUnavailable(f"the tail is not asked until it is back: {why}")
             return self._degraded(self._work(feed, 0)(), "breaker")
         try:
             live, tensors = self._head(feed)

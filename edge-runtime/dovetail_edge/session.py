@@ -11,19 +11,21 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from dovetail import telemetry
 from dovetail.bundle import Bundle
 from dovetail.control import KEPT_MOVES, Move
-from dovetail.errors import DovetailError, InvalidMessage
+from dovetail.errors import BundleCorrupt, DovetailError, InvalidMessage
 from dovetail.measure import Sample, Window
 from dovetail.plan import Plan
 from dovetail.tensor import Array, check_inputs
 from dovetail_edge import store
+from dovetail_edge.access import Access, Credentials
 from dovetail_edge.breaker import Breaker
 from dovetail_edge.engine import Engine
 from dovetail_edge.hand import Hand, Shift
@@ -37,26 +39,35 @@ log = logging.getLogger("dovetail.edge")
 
 WORKERS = 32  # requests that asynchronous callers may have under way
 _LOOK_EVERY = 0.1  # seconds between two decisions while requests flow
+_NO_CREDENTIALS: Final = Credentials()
+
+
+def _nobody(_: Plan | None) -> None:
+    """Whoever is told of plans that need more than is here, where nobody is."""
 
 
 class Session:
     """Runs one model by its plan; safe to use from many threads.
 
     Args:
-        bundle: the bundle, or the folder it is in; every blob's digest is checked.
+        bundle: the bundle, or the folder it is in; the digest of every blob that the plan needs is
+            checked, others may be missing.
         plan: the first plan.
-        endpoint: `http://host:port[/prefix]` of the pool.
-        token: the device class's bearer token; None where the pool is open.
+        endpoint: `http://host:port[/prefix]` of the pool, or `https://…`.
+        credentials: what to show there, whom to trust.
         threads: intra-op threads.
         slowdown: makes the device this many times slower, in the open; 1 changes nothing.
         state: folder in which the last plan is kept; None keeps none.
+        elsewhere: is told of plans that need more than is here (another bundle, or blobs that are
+            missing), and by None that this version is served no more.
 
     Raises:
         BundleError: not a bundle, or the plan is for another.
         BundleCorrupt: a blob does not have the digest it is named by.
         UnknownRung: the plan allows a rung the bundle does not have.
         MissingTool: a rung's codec needs a library that is not installed.
-        ManifestError: the endpoint is not a URL this edge can call.
+        ManifestError: the endpoint is not a URL this edge can call, or a file of the credentials
+            cannot be used.
     """
 
     def __init__(
@@ -65,10 +76,11 @@ class Session:
         plan: Plan,
         *,
         endpoint: str,
-        token: str | None = None,
+        credentials: Credentials = _NO_CREDENTIALS,
         threads: int = 1,
         slowdown: float = 1.0,
         state: Path | None = None,
+        elsewhere: Callable[[Plan | None], object] | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
         self.slowdown = slowdown
@@ -76,13 +88,16 @@ class Session:
         if state is not None:
             plan = store.newest(state, plan)
         check(plan, self.bundle, plan)
-        self.bundle.verify()
-        tail = Tail(endpoint, plan.application, plan.device_class, token)
+        self._elsewhere = elsewhere or _nobody
+        access = Access(endpoint, plan.device_class, credentials)
+        tail = Tail(access, plan.application)
         hand = Hand(self._routes(plan, None), time.monotonic())
         self._pool = ThreadPoolExecutor(WORKERS, "dovetail-continuation")
         self._callers = ThreadPoolExecutor(WORKERS, "dovetail-request")
         self._means = Means(tail, hand, Breaker(), self._pool)
-        self._reporter = Reporter(tail, hand, self._means.breaker, self.adopt)
+        self._reporter = Reporter(
+            tail, hand, self._means.breaker, self.adopt, partial(self._elsewhere, None)
+        )
         self._adopting, self._left = threading.Lock(), 0
         self._samples: deque[tuple[Sample, int]] = deque()
         self._news, self._closed = threading.Event(), threading.Event()
@@ -169,8 +184,8 @@ class Session:
     def adopt(self, plan: Plan) -> bool:
         """Take over a plan of a higher generation; requests under way keep theirs.
 
-        A plan that does not fit is logged and left: what is in use goes on. One for another bundle
-        waits for that bundle.
+        A plan that does not fit is logged and left: what is in use goes on. One that needs another
+        bundle, or blobs that are not here, is for whoever brings them.
 
         Returns:
             Whether the plan is now in use.
@@ -179,9 +194,16 @@ class Session:
             held = self._means.hand.routes
             if plan.generation <= held.plan.generation:
                 return False
+            if plan.bundle != self.bundle.digest and self._elsewhere is not _nobody:
+                self._elsewhere(plan)
+                return False
             try:
                 check(plan, self.bundle, held.plan)
                 found = self._routes(plan, held)
+            except BundleCorrupt as error:
+                log.warning("plan %d needs what is not here: %s", plan.generation, error)
+                self._elsewhere(plan)
+                return False
             except DovetailError as error:
                 if plan.generation != self._left:  # it is offered again with every poll
                     log.warning("plan %d is not taken over: %s", plan.generation, error)
@@ -220,6 +242,7 @@ class Session:
             rung=hand.rung,
             breaker=self._means.breaker.state,
             slowdown=self.slowdown,
+            trouble=self._means.tail.trouble,
             link=LinkStatus(rtt=link.rtt, seconds_per_byte=link.seconds_per_byte) if link else None,
             outcomes=outcomes,
             totals=totals,

@@ -22,6 +22,24 @@ class RungStatus(Document):
     parts: Mapping[str, float]
 
 
+class Following(Document):
+    """A plan that is not in use yet, because what it needs is being brought.
+
+    Attributes:
+        generation: the plan's.
+        bundle: digest of its bundle.
+        fetched: bytes of it that are on disk.
+        size: bytes of it that this device needs; 0 while that is not known.
+        problem: why it is not in use after the last try; None before that.
+    """
+
+    generation: int
+    bundle: str
+    fetched: int = 0
+    size: int = 0
+    problem: str | None = None
+
+
 class Status(Document):
     """An edge's state.
 
@@ -34,6 +52,9 @@ class Status(Document):
         rung: the rung in use; None where privacy leaves none.
         breaker: `closed`, `open` or `trial`.
         slowdown: how many times slower the device is made; 1 where it is not.
+        trouble: why the tail is of no use now; None where it is.
+        device: who this device is; None where it does not say.
+        following: the plan it is getting ready for; None where there is none.
         link: its link; None where it was not seen lately.
         outcomes: requests since the start by outcome.
         totals: everything since the start, as `Window.dump` writes it.
@@ -50,6 +71,9 @@ class Status(Document):
     rung: str | None
     breaker: str
     slowdown: float
+    trouble: str | None = None
+    device: str | None = None
+    following: Following | None = None
     link: LinkStatus | None
     outcomes: Mapping[str, int]
     totals: Mapping[str, Any]

@@ -1,12 +1,15 @@
-"""The last plan on disk: what an edge that restarts while offline goes on with.
+"""What a device keeps on disk: its last plan, with which it goes on offline, and its name.
 
-Written to a temporary name and renamed, so a kill at any moment leaves either the old plan or the
-new one.
+The plan is written to a temporary name and renamed, so a kill at any moment leaves either the old
+plan or the new one.
 """
 
 import logging
 import os
+import re
+import secrets
 from pathlib import Path
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -14,7 +17,9 @@ from dovetail.plan import Plan
 
 log = logging.getLogger("dovetail.edge")
 
-_NAME = "plan.json"
+DEVICE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,63}")
+
+_NAME, _DEVICE = "plan.json", "device"
 
 
 def save(folder: Path, plan: Plan) -> None:
@@ -28,19 +33,26 @@ def save(folder: Path, plan: Plan) -> None:
     temporary.replace(folder / _NAME)
 
 
+def load(folder: Path) -> Plan | None:
+    """The saved plan; None where there is none, or none that holds, which is logged."""
+    path = folder / _NAME
+    try:
+        return Plan.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        log.warning("the saved plan %s cannot be used: %s", path, error)
+        return None
+
+
 def newest(folder: Path, given: Plan) -> Plan:
     """The plan to start with: the saved one where it is a later generation of the given one.
 
     A saved plan of another deployment, class or bundle, or one that does not parse, is left out
     and logged: the given plan is always good enough to start.
     """
-    path = folder / _NAME
-    try:
-        saved = Plan.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return given
-    except (OSError, ValidationError) as error:
-        log.warning("the saved plan %s cannot be used: %s", path, error)
+    saved = load(folder)
+    if saved is None:
         return given
     same = (saved.deployment, saved.device_class, saved.bundle) == (
         given.deployment,
@@ -48,6 +60,26 @@ def newest(folder: Path, given: Plan) -> Plan:
         given.bundle,
     )
     if not same:
-        log.warning("the saved plan %s is of another deployment, class or bundle", path)
+        log.warning("the saved plan in %s is of another deployment, class or bundle", folder)
         return given
     return saved if saved.generation > given.generation else given
+
+
+def device(folder: Path | None) -> str:
+    """A name for this device: random, and the same at the next start where it can be kept."""
+    made = f"edge-{secrets.token_hex(8)}"
+    if folder is None:
+        return made
+    path = folder / _DEVICE
+    try:
+        kept = path.read_text("ascii").strip()
+        if DEVICE_NAME.fullmatch(kept):
+            return kept
+    except (OSError, UnicodeDecodeError):
+        pass  # the first start, or a file that is damaged
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(made)
+    except OSError as error:
+        log.warning("this device's name cannot be kept in %s: %s", path, error.strerror)
+    return made

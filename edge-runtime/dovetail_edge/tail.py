@@ -17,13 +17,20 @@ from typing import Any
 from pydantic import ValidationError
 
 from dovetail import telemetry
-from dovetail.errors import DovetailError, InvalidMessage, TailUnavailable, UnknownVersion, by_code
+from dovetail.errors import (
+    DovetailError,
+    InvalidMessage,
+    TailMissing,
+    TailUnavailable,
+    UnknownPlan,
+    UnknownVersion,
+    by_code,
+)
 from dovetail.ladder import Parts
 from dovetail.measure import Window
 from dovetail.plan import Plan
 from dovetail.tensor import Array, Buffer
 from dovetail.wire import (
-    DEVICE_CLASS_HEADER,
     ERROR_HEADER,
     HEADER_LENGTH,
     PLAN_HEADER,
@@ -35,7 +42,8 @@ from dovetail.wire import (
     parse_timing,
     request_parts,
 )
-from dovetail_edge.link import Alarm, Call, Reply, TailLink
+from dovetail_edge.access import Access
+from dovetail_edge.link import Alarm, Call, Reply
 from dovetail_edge.route import Route
 
 _ENVELOPE = 64 << 10  # bytes an answer may have beside its tensors
@@ -63,7 +71,7 @@ class RungAnswer:
     bytes_down: int
 
 
-class _Quit:
+class Quit:
     """An alarm that is over when the session closes, so that no background call outlives it."""
 
     at = -inf
@@ -72,47 +80,45 @@ class _Quit:
         self._here, self._other = socket.socketpair()
 
     def ring(self) -> int:
+        """Begin nothing; returns the descriptor that turns readable when it is over."""
         return self._here.fileno()
 
     def over(self) -> None:
+        """End every call that waits with this alarm."""
         self._other.close()
 
     def close(self) -> None:
+        """Forget the descriptor; no call waits with it any more."""
         self._here.close()
 
 
 class Tail:
-    """Calls one deployment's tail as one device class.
+    """Calls one deployment's tail as one device.
 
     Args:
-        endpoint: `http://host:port[/prefix]`.
+        access: how to reach it; closed with the tail.
         application: name and route of the Serve application.
-        device_class: the caller's class.
-        token: bearer token; None where the tail is open.
 
     Attributes:
+        access: as given.
         generation: highest plan generation any answer named.
         stale: whether the tail did not know the version of a call, until a plan was fetched.
-        link: the connections.
+        trouble: why the tail is of no use now, for people; None where it is.
     """
 
-    def __init__(
-        self, endpoint: str, application: str, device_class: str, token: str | None
-    ) -> None:
-        self.link = TailLink(endpoint)
+    def __init__(self, access: Access, application: str) -> None:
+        self.access = access
         self.generation, self.stale = 0, False
+        self.trouble: str | None = None
         self._root = f"/{application}/dovetail"
-        self._headers = {DEVICE_CLASS_HEADER: device_class}
-        if token is not None:
-            self._headers["Authorization"] = f"Bearer {token}"
         self._ids = itertools.count(1)
-        self._quit = _Quit()
+        self._quit = Quit()
 
     def prepare(self, route: Route, tensors: Sequence[WireTensor], rows: int) -> "RungCall":
         """Build a rung call, so that a retry need not."""
         call_id = format(next(self._ids), "x")
         body, headers = request_parts(InferRequest(tuple(tensors), id=call_id))
-        headers.update(self._headers)
+        headers.update(self.access.headers)
         telemetry.inject(headers)
         return RungCall(route, rows, call_id, body, headers)
 
@@ -138,7 +144,7 @@ class Tail:
         limit = _ENVELOPE + sum(spec.dims_bytes(call.rows) for spec in call.route.remote)
         request = Call("POST", call.route.path, headers, call.body, limit)
         until = deadline if alarm is None else inf
-        reply = self.link.call(request, until, alarm=alarm, fresh=fresh)
+        reply = self.access.link.call(request, until, alarm=alarm, fresh=fresh)
         self._note(reply)
         return call.read(reply)
 
@@ -151,9 +157,10 @@ class Tail:
             Overtaken: `quit` was called.
         """
         reply = self._control("GET", "/plan", timeout)
-        if reply.status == 404:
+        try:
+            raise_for(reply)
+        except UnknownPlan:
             return None
-        _raise_for(reply)
         try:
             return Plan.model_validate_json(bytes(reply.body))
         except ValidationError as error:
@@ -164,12 +171,12 @@ class Tail:
         document = {"deviceClass": device_class, "window": window.dump()}
         body = json.dumps(document, separators=(",", ":")).encode()
         headers = {"Content-Type": "application/json"}
-        _raise_for(self._control("POST", "/samples", timeout, body, headers))
+        raise_for(self._control("POST", "/samples", timeout, body, headers))
 
     def probe(self, size: int, timeout: float) -> float:
         """Send `size` bytes; returns the seconds they were on the way. Raises as `plan` does."""
         reply = self._control("POST", "/probe", timeout, bytes(size))
-        _raise_for(reply)
+        raise_for(reply)
         return reply.seconds
 
     def quit(self) -> None:
@@ -179,7 +186,7 @@ class Tail:
     def close(self) -> None:
         """Close the connections; nothing may be called any more."""
         self._quit.close()
-        self.link.close()
+        self.access.link.close()
 
     def _control(
         self,
@@ -189,9 +196,9 @@ class Tail:
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
-        every = {**self._headers, **(headers or {})}
+        every = {**self.access.headers, **(headers or {})}
         call = Call(method, self._root + path, every, (body,), _CONTROL_LIMIT)
-        reply = self.link.call(call, monotonic() + timeout, alarm=self._quit)
+        reply = self.access.link.call(call, monotonic() + timeout, alarm=self._quit)
         self._note(reply)
         return reply
 
@@ -223,7 +230,7 @@ class RungCall:
 
     def read(self, reply: Reply) -> RungAnswer:
         """Read and check the answer."""
-        _raise_for(reply)
+        raise_for(reply)
         try:
             outputs = self._outputs(reply)
         except DovetailError as error:
@@ -258,14 +265,15 @@ class RungCall:
             raise InvalidMessage(f"output {name!r} has {len(array)} rows, expected {self.rows}")
 
 
-def _raise_for(reply: Reply) -> None:
+def raise_for(reply: Reply) -> None:
     """Raise the typed error of an answer that is one."""
-    if reply.status in (200, 204):
+    if reply.status in (200, 204, 206):
         return
     code = reply.headers.get(ERROR_HEADER.lower())
     text = _error_text(reply)
     if code is None:  # not the tail but something before it
-        raise TailUnavailable(f"HTTP {reply.status} from the tail's ingress: {text}")
+        kind = TailMissing if reply.status == 404 else TailUnavailable
+        raise kind(f"HTTP {reply.status} from the tail's ingress: {text}")
     raise by_code(code)(f"the tail answered: {text}")
 
 

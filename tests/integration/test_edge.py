@@ -25,7 +25,7 @@ from dovetail.errors import BundleCorrupt
 from dovetail.plan import Plan
 from dovetail.pool import TailApp
 from dovetail.tensor import Array
-from dovetail_edge import Session
+from dovetail_edge import Credentials, Session
 from dovetail_serving.intake import token_digest
 
 pytestmark = pytest.mark.ray
@@ -64,7 +64,9 @@ class Setting:
         self.served.serve(app)
 
     def session(self, plan: Plan) -> Session:
-        return Session(self.tiny.bundle, plan, endpoint=self.endpoint, token=TOKEN)
+        return Session(
+            self.tiny.bundle, plan, endpoint=self.endpoint, credentials=Credentials(TOKEN)
+        )
 
     def through(self, rung_id: str, feed: dict[str, Array]) -> dict[str, Array]:
         """Head, codec and tail of a rung in this process: what must come back over the wire."""
@@ -182,7 +184,10 @@ def test_a_wrong_token_is_answered_on_the_edge(setting: Setting) -> None:
     """The tail refuses; the caller still gets the right answer, flagged."""
     feed = rows(1)
     with Session(
-        setting.tiny.bundle, setting.plan("cut1"), endpoint=setting.endpoint, token="stolen"
+        setting.tiny.bundle,
+        setting.plan("cut1"),
+        endpoint=setting.endpoint,
+        credentials=Credentials("stolen"),
     ) as session:
         answer = session.infer_detailed(feed)
     assert answer.degraded
