@@ -54,6 +54,7 @@ crds: setup  ## write the CustomResourceDefinition from the types
 kube: setup  ## find or build the API server that tests use (Go; minutes when cold)
 	@$(BIN)/python -m tests.kube.binaries
 	@$(BIN)/python -m tests.kube.kuberay
+	@$(BIN)/python -m tests.kube.definitions
 
 generate: setup crds  ## write what is generated from the code
 	$(BIN)/python docs/generate.py

@@ -130,13 +130,14 @@ class ApiServer:
 
 
 @contextmanager
-def running(folder: Path, etcd: Binary, program: Binary) -> Iterator[ApiServer]:
+def running(folder: Path, etcd: Binary, program: Binary, *flags: str) -> Iterator[ApiServer]:
     """Start an API server with its etcd, and stop both at the end, whatever happens.
 
     Args:
         folder: an empty one; data, keys and logs go there.
         etcd: the etcd to run.
         program: the kube-apiserver to run.
+        flags: more of its flags.
 
     Raises:
         ApiServerFailed: one of them ended or did not get ready.
@@ -146,7 +147,7 @@ def running(folder: Path, etcd: Binary, program: Binary) -> Iterator[ApiServer]:
             home = folder / str(attempt)
             home.mkdir(parents=True)
             try:
-                server = stack.enter_context(_started(home, etcd, program))
+                server = stack.enter_context(_started(home, etcd, program, flags))
                 break
             except ApiServerFailed:
                 if attempt == _ATTEMPTS:
@@ -155,7 +156,9 @@ def running(folder: Path, etcd: Binary, program: Binary) -> Iterator[ApiServer]:
 
 
 @contextmanager
-def _started(home: Path, etcd: Binary, program: Binary) -> Iterator[ApiServer]:
+def _started(
+    home: Path, etcd: Binary, program: Binary, flags: tuple[str, ...]
+) -> Iterator[ApiServer]:
     peers, clients, secure = _free_ports(3)
     url, token = f"https://127.0.0.1:{secure}", secrets.token_urlsafe(24)
     certificate = home / "certs" / "apiserver.crt"
@@ -163,7 +166,9 @@ def _started(home: Path, etcd: Binary, program: Binary) -> Iterator[ApiServer]:
     _write_keys(home, token)
     with (
         _process(home / "etcd.log", _etcd(etcd, home, peers, clients)) as store,
-        _process(home / "kube-apiserver.log", _apiserver(program, home, clients, secure)) as api,
+        _process(
+            home / "kube-apiserver.log", [*_apiserver(program, home, clients, secure), *flags]
+        ) as api,
     ):
         _wait(certificate.is_file, "it has a certificate", store, api)
         with httpx2.Client(

@@ -1,10 +1,10 @@
 #!/bin/sh
 # Runs HAProxy, and has it read its certificate again when that was renewed.
 #
-# Usage: gateway.sh CONFIG CERTIFICATES
+# Usage: gateway.sh CONFIG CERTIFICATES SECONDS
 # TERM ends it gently: connections that are idle are closed, requests that run are finished.
 set -eu
-config=$1 certificates=$2
+config=$1 certificates=$2 every=$3
 
 seen() { cat "$certificates"/* | cksum; }
 
@@ -13,7 +13,7 @@ child=$!
 trap 'kill -USR1 "$child"' TERM INT
 (
   before=$(seen)
-  while sleep 30 && kill -0 "$child" 2>/dev/null; do
+  while sleep "$every" && kill -0 "$child" 2>/dev/null; do
     now=$(seen)
     if [ "$now" != "$before" ]; then
       before=$now

@@ -65,12 +65,16 @@ frontend devices
   {{- else }}
   acl served always_true
   {{- end }}
-  acl shared var(txn.pool) -m str {{ range .Values.pools }}{{ .name }} {{ end }}{{ if not .Values.pools }}-{{ end }}
+  {{- range .Values.pools }}
+  acl shared var(txn.pool) -m str {{ .name }}
+  {{- end }}
   acl dedicated var(txn.pool) -m reg ^[a-z0-9][-a-z0-9]*-pool-[0-9a-f]{8}$
   http-request set-var(txn.host) var(txn.pool),concat(-serve-svc.,txn.namespace,.svc.{{ $domain }})
   http-request deny deny_status 404 unless named
   http-request replace-path /[^/]+/[^/]+/(.*) /\1
+  {{- if .Values.pools }}
   use_backend pool-%[var(txn.pool)] if here shared
+  {{- end }}
   use_backend dedicated if served dedicated
   default_backend nowhere
 

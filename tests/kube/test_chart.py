@@ -1,0 +1,306 @@
+"""The chart as helm renders it: checked by the real API server, read by operator and HAProxy."""
+
+import json
+import re
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.kube.apiserver import Refused, running
+from tests.kube.binaries import find
+from tests.kube.chart_values import EVERYTHING, MATRIX
+from tests.kube.definitions import definitions
+from tests.kube.helm import CHART, HelmFailed, found_helm, leaves, one, pods
+from tests.kube.kuberay import ray_service_definition
+from tests.kube.operators import NAMESPACE
+
+from dovetail.errors import MissingTool
+from dovetail_operator.config import Config
+from dovetail_operator.edges import token_secret
+from dovetail_operator.world import dedicated_name
+
+pytestmark = pytest.mark.kube
+
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+STRICT = {"dryRun": "All", "fieldValidation": "Strict"}
+
+
+@pytest.fixture(scope="module")
+def helm(tmp_path_factory):
+    return found_helm(tmp_path_factory.mktemp("helm"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """An API server that knows everything that the chart can make."""
+    try:
+        etcd, program = find("etcd"), find("kube-apiserver")
+        defined = [yaml.safe_load(ray_service_definition().read_text()), *definitions()]
+    except MissingTool as error:
+        pytest.skip(str(error))
+    with running(tmp_path_factory.mktemp("chart"), etcd, program) as found:
+        for definition in defined:
+            found.define(definition)
+        marks = {"pod-security.kubernetes.io/enforce": "restricted"}
+        body = {"apiVersion": "v1", "kind": "Namespace"}
+        body["metadata"] = {"name": NAMESPACE, "labels": marks}
+        found.request("POST", "/api/v1/namespaces", body)
+        yield found
+
+
+def collection(server, item):
+    """Path of the collection that an object belongs in, as the API server says it."""
+    version = item["apiVersion"]
+    root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+    kinds = server.request("GET", root)["resources"]
+    (kind,) = [k for k in kinds if k["kind"] == item["kind"] and "/" not in k["name"]]
+    space = f"/namespaces/{item['metadata']['namespace']}" if kind["namespaced"] else ""
+    return f"{root}{space}/{kind['name']}"
+
+
+def test_the_chart_has_nothing_that_lint_would_fault(helm):
+    helm.run("lint", "--strict", str(CHART))
+    helm.run("lint", "--strict", str(CHART), values=EVERYTHING)
+
+
+@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
+def test_every_object_is_accepted_by_the_api_server(helm, server, values):
+    """Verify it to the letter: unknown and doubled fields are refused, as are bad values."""
+    names = set()
+    for item in helm.template(**values):
+        server.request("POST", collection(server, item), item, params=STRICT)
+        names.add((item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"]))
+
+    assert ("Deployment", NAMESPACE) in {name[:2] for name in names}
+
+
+@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
+def test_the_operator_accepts_what_the_chart_tells_it(helm, tmp_path, values):
+    objects = helm.template(**values)
+    name = values.get("fullnameOverride", "dovetail")
+    file = tmp_path / "config.yaml"
+    file.write_text(one(objects, "ConfigMap", f"{name}-config")["data"]["config.yaml"])
+    config = Config.load(file)
+
+    assert one(objects, "ConfigMap", config.release)
+    assert config.namespace == NAMESPACE
+    if config.endpoint is not None:
+        assert config.endpoint.format(namespace="ns", pool="p").endswith("/ns/p")
+    mounts = one(objects, "Deployment", f"{name}-operator")["spec"]["template"]["spec"]
+    held = {mount["mountPath"] for mount in mounts["containers"][0]["volumeMounts"]}
+    assert config.endpoint_ca is None or str(config.endpoint_ca.parent) in held
+
+
+@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
+def test_haproxy_accepts_the_gateways_configuration(helm, tmp_path, values):
+    if shutil.which("haproxy") is None:
+        pytest.skip("haproxy is not on PATH; on Debian: apt-get install haproxy")
+    name = f"{values.get('fullnameOverride', 'dovetail')}-gateway"
+    found = [x for x in helm.template(**values) if x["metadata"]["name"] == name]
+    texts = [x["data"]["haproxy.cfg"] for x in found if x["kind"] == "ConfigMap"]
+    made = values.get("gateway", {})
+    without = made.get("enabled") is False or made.get("gatewayApi", {}).get("enabled")
+    assert len(texts) == (0 if without else 1)
+
+    for text in texts:
+        file = tmp_path / "haproxy.cfg"  # the certificate is tried where HAProxy runs
+        file.write_text(re.sub(r" ssl crt \S+ alpn \S+", "", text))
+        done = subprocess.run(
+            ["haproxy", "-c", "-f", file], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_value_is_described_and_given_in_the_matrix():
+    """Verify that no value is there that nothing shows, and none is let through unnamed."""
+
+    def given(values, path):
+        for step in path:
+            values = values[0] if step == "[]" else values[step]
+
+    for path, value in leaves(SCHEMA):
+        assert len(value["description"]) > 10, path
+        given(EVERYTHING, path)
+    described = json.dumps(SCHEMA).count('"additionalProperties": false')
+    assert described == json.dumps(SCHEMA).count('"properties": {')
+
+
+def test_values_and_readme_are_those_that_the_schema_says(helm):
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    readme = (CHART / "README.md").read_text()
+    for path, schema in leaves(SCHEMA):
+        if "[]" in path:
+            continue
+        found = values
+        for step in path:
+            found = found[step]
+        assert found == schema["default"], path
+        assert f"`{'.'.join(path)}`" in readme
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"regsitry": {"url": "http://r"}}, "regsitry"),
+        ({"registry": {"url": "r.example:5000"}}, "/registry/url"),
+        ({"registry": {"url": ""}}, "registry.url: say where bundles are kept"),
+        ({"operator": {"replicas": 0}}, "/operator/replicas"),
+        ({"operator": {"replicas": "2"}}, "/operator/replicas"),
+        ({"operator": {"loglevel": "info"}}, "loglevel"),
+        ({"operator": {"logLevel": "verbose"}}, "/operator/logLevel"),
+        ({"images": {"pullPolicy": "Sometimes"}}, "/images/pullPolicy"),
+        ({"images": {"edge": {"digest": "latest"}}}, "/images/edge/digest"),
+        ({"pools": [{"namespaces": ["a"]}]}, "/pools/0"),
+        ({"pools": [{"name": "Big"}]}, "/pools/0/name"),
+        ({"pools": [{"name": "a", "max_tails": 1}]}, "max_tails"),
+        ({"pools": [{"name": "a", "maxTails": 501}]}, "/pools/0/maxTails"),
+        ({"gateway": {"externalUrl": "devices.example"}}, "/gateway/externalUrl"),
+        ({"gateway": {"externalUrl": "https://a/b"}}, "/gateway/externalUrl"),
+        ({"gateway": {"tls": {"certManager": {"enabled": True}}}}, "issuerRef: name the issuer"),
+        (
+            {
+                "gateway": {
+                    "tls": {
+                        "existingSecret": "a",
+                        "certManager": {"enabled": True, "issuerRef": {"name": "a"}},
+                    }
+                }
+            },
+            "give existingSecret or enable certManager, not both",
+        ),
+        ({"gateway": {"gatewayApi": {"enabled": True}}}, "gateway.gatewayApi.url"),
+        (
+            {"gateway": {"gatewayApi": {"enabled": True, "url": "https://g.example"}}},
+            "gateway.gatewayApi.parentRefs: name your Gateway",
+        ),
+        ({"networkPolicy": {"enabled": "yes"}}, "/networkPolicy/enabled"),
+        ({"crds": {"keep": "no"}}, "/crds/keep"),
+        ({"fullnameOverride": "Big"}, "/fullnameOverride"),
+        ({"metrics": {"serviceMonitor": {"interval": "30"}}}, "interval"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_is_wrong(helm, values, message):
+    with pytest.raises(HelmFailed) as refused:
+        helm.template(**values)
+
+    said = str(refused.value)
+    assert message in said or message.replace("/", ".").lstrip(".") in said
+
+
+@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
+def test_every_pod_is_admitted_under_restricted_pod_security(helm, server, values):
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods"
+    found = list(pods(helm.template(**values)))
+    assert len(found) >= 2
+    for pod in found:
+        for container in pod["spec"]["containers"]:
+            assert container["securityContext"]["readOnlyRootFilesystem"]
+            assert container["resources"]["limits"]["memory"]
+        server.request("POST", path, pod, params=STRICT)
+
+    pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = True
+    with pytest.raises(Refused, match="violates PodSecurity"):
+        server.request("POST", path, pod, params=STRICT)
+
+
+def test_no_two_replicas_are_disturbed_at_once_and_a_single_one_never_blocks(helm):
+    budgets = [x for x in helm.template() if x["kind"] == "PodDisruptionBudget"]
+    assert {x["metadata"]["name"] for x in budgets} == {"dovetail-operator", "dovetail-gateway"}
+    assert all(x["spec"]["maxUnavailable"] == 1 for x in budgets)
+
+    alone = helm.template(**MATRIX["one of each"])
+    assert not [x for x in alone if x["kind"] == "PodDisruptionBudget"]
+
+
+def test_pods_are_replaced_when_their_configuration_changes_and_only_then(helm):
+    def marks(**values):
+        objects = helm.template(**values)
+        return {
+            name: one(objects, "Deployment", name)["spec"]["template"]["metadata"]["annotations"]
+            for name in ("dovetail-operator", "dovetail-gateway")
+        }
+
+    before = marks()
+    assert marks() == before
+    assert marks(cache="/elsewhere")["dovetail-operator"] != before["dovetail-operator"]
+    pools = marks(pools=[{"name": "other"}])
+    assert all(pools[name] != before[name] for name in before)
+
+
+def test_only_the_certificate_and_never_its_key_reaches_the_operator(helm):
+    spec = one(helm.template(), "Deployment", "dovetail-operator")["spec"]["template"]["spec"]
+    (secret,) = [volume["secret"] for volume in spec["volumes"] if "secret" in volume]
+    assert secret == {
+        "secretName": "dovetail-gateway-tls",
+        "items": [{"key": "ca.crt", "path": "ca.crt"}],
+    }
+
+
+def test_the_ray_that_pools_are_told_is_the_one_that_is_installed():
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert values["rayVersion"] == version("ray")
+
+
+def test_versions_of_chart_and_distribution_are_one():
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == version("dovetail")
+
+
+@pytest.mark.parametrize("name", ["dovetail", "a" * 40])
+def test_the_operator_may_read_the_very_token_that_it_makes(helm, name):
+    """Verify that the chart knows the name as the operator makes it."""
+    objects = helm.template(fullnameOverride=name)
+    release = one(objects, "ConfigMap", f"{name}-release")
+    release["metadata"]["uid"] = "1"
+    rules = one(objects, "Role", f"{name}-operator")["rules"]
+    (allowed,) = [rule for rule in rules if rule["resources"] == ["secrets"]]
+
+    assert allowed["verbs"] == ["get"]
+    assert allowed["resourceNames"] == [token_secret(release, "ledger")["metadata"]["name"]]
+
+
+def test_the_gateway_knows_a_dedicated_pool_by_the_name_that_the_operator_gives(helm):
+    text = one(helm.template(), "ConfigMap", "dovetail-gateway")["data"]["haproxy.cfg"]
+    (pattern,) = re.findall(r"acl dedicated .* -m reg (\S+)", text)
+    for deployment in ("a", "page-orientation", "x" * 63, "pool"):
+        assert re.search(pattern, dedicated_name(deployment))
+    assert not re.search(pattern, "default")
+
+
+def test_ray_is_reached_by_gateway_operator_kuberay_and_its_own_pool_alone(helm):
+    policy = one(helm.template(), "NetworkPolicy", "dovetail-pool-default")["spec"]
+    own, kuberay, served = policy["ingress"]
+
+    pool = {"matchLabels": {"dovetail.dev/pool": "default"}}
+    assert policy["podSelector"] == pool
+    assert own == {"from": [{"podSelector": pool}]}
+    assert [list(peer) for peer in kuberay["from"]] == [["namespaceSelector", "podSelector"]]
+    assert served["ports"] == [{"port": 8000}]
+    callers = [
+        peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for peer in served["from"]
+    ]
+    assert callers == ["operator", "gateway"]
+    plain = one(helm.template(gateway={"enabled": False}), "NetworkPolicy", "dovetail-pool-default")
+    assert plain["spec"]["ingress"][-1] == {"ports": [{"port": 8000}]}
+
+
+def test_what_to_do_next_is_said_and_names_what_is_missing(helm, server, apiserver):
+    """Verify it on a server that has KubeRay and on one that has not."""
+    bare = helm.on(apiserver, "install", "--dry-run=server", "--create-namespace")
+    assert "KubeRay is missing" in bare
+    assert "kubectl label node" in bare
+
+    plain = helm.on(server, "install", "--dry-run=server", gateway={"enabled": False})
+    assert "KubeRay is missing" not in plain
+    assert "in plain text" in plain
+
+
+def test_the_published_definition_is_the_one_that_is_installed(helm):
+    """Verify that marks are all that the chart adds, so GitOps may take the file itself."""
+    (file,) = (CHART / "files" / "crds").glob("*.yaml")
+    installed = one(helm.template(), "CustomResourceDefinition", "hybriddeployments.dovetail.dev")
+    assert installed["spec"] == yaml.safe_load(Path(file).read_text())["spec"]
+    assert installed["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
