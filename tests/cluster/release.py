@@ -1,0 +1,86 @@
+"""What a person installs on a cluster: KubeRay's operator, then the chart."""
+
+import yaml
+from tests.cluster import images
+from tests.cluster.harness import REGISTRY, ROOT, Cluster
+from tests.kube.apiserver import Json
+from tests.kube.kuberay import definitions
+from tests.kube.operators import until
+
+NAMESPACE = "dovetail-system"
+RELEASE = "dovetail"
+_KUBERAY = "kuberay"
+# Small enough for two cores: one pod is the whole pool, and one of everything.
+VALUES: Json = {
+    "registry": {"url": REGISTRY},
+    "pools": [{"name": "default", "workers": 0, "cpu": "300m", "memory": "3Gi"}],
+    "operator": {"replicas": 1, "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}}},
+    "gateway": {"replicas": 1, "resources": {"requests": {"cpu": "50m", "memory": "32Mi"}}},
+}
+
+
+def install_kuberay(cluster: Cluster) -> None:
+    """Install KubeRay's operator, as its own chart would."""
+    for path in definitions():
+        cluster.kubectl("create", "-f", str(path))
+    labels = {"app.kubernetes.io/name": _KUBERAY}
+    container = {
+        "name": _KUBERAY,
+        "image": images.KUBERAY.tag,
+        "args": ["--feature-gates=RayClusterStatusConditions=true"],
+        "env": [{"name": "POD_NAMESPACE", "value": _KUBERAY}],
+        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
+    }
+    bodies = [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": _KUBERAY}},
+        {
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": {"name": _KUBERAY, "namespace": _KUBERAY},
+        },
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": _KUBERAY},
+            "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io",
+                "kind": "ClusterRole",
+                "name": "cluster-admin",
+            },
+            "subjects": [{"kind": "ServiceAccount", "name": _KUBERAY, "namespace": _KUBERAY}],
+        },
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": _KUBERAY, "namespace": _KUBERAY},
+            "spec": {
+                "selector": {"matchLabels": labels},
+                "template": {
+                    "metadata": {"labels": labels},
+                    "spec": {"serviceAccountName": _KUBERAY, "containers": [container]},
+                },
+            },
+        },
+    ]
+    cluster.kubectl("apply", "-f", "-", text=yaml.safe_dump_all(bodies))
+
+
+def install(cluster: Cluster, **values: object) -> None:
+    """Install or upgrade the chart and wait until its pods are ready."""
+    file = cluster.folder / "values.yaml"
+    file.write_text(yaml.safe_dump({**VALUES, **values}))
+    cluster.helm(
+        *("upgrade", "--install", RELEASE, str(ROOT / "charts" / "dovetail")),
+        *("--namespace", NAMESPACE, "--create-namespace", "--values", str(file)),
+        *("--wait", "--timeout", "3m"),
+    )
+
+
+def available(cluster: Cluster, namespace: str, name: str) -> None:
+    """Wait until a Deployment is available."""
+    path = f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}"
+    until(
+        lambda: cluster.request("GET", path)["status"].get("availableReplicas"),
+        f"{name} to be available",
+        120,
+    )
