@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 CRD := charts/dovetail/files/crds/hybriddeployments.dovetail.dev.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench lint verify generate crds kube constraints clean
+.PHONY: help setup demo test test-slow test-cluster bench lint verify generate crds kube kube-cluster images constraints clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -38,6 +38,9 @@ test: setup  ## the default suite, under 12 minutes on 2 cores
 test-slow: setup  ## the rest of the suite: minutes each
 	$(BIN)/python -m pytest -q -m slow
 
+test-cluster: setup kube-cluster  ## two real nodes on this machine: install, answers, moves, failures (root)
+	$(BIN)/python -m pytest -q tests/cluster
+
 bench: setup  ## measure what is promised; prints tables, writes bench/out/*.json
 	$(BIN)/python -m bench
 
@@ -55,6 +58,12 @@ kube: setup  ## find or build the API server that tests use (Go; minutes when co
 	@$(BIN)/python -m tests.kube.binaries
 	@$(BIN)/python -m tests.kube.kuberay
 	@$(BIN)/python -m tests.kube.definitions
+
+kube-cluster: setup kube  ## find or build every program of a cluster (Go; 20 minutes when cold)
+	@$(BIN)/python -c 'import sys; from tests.kube.binaries import CLUSTER, main; sys.exit(main(CLUSTER))'
+
+images: setup  ## build the images of the rooms with podman, docker or buildah; print their sizes
+	@$(BIN)/python -m tests.cluster.images
 
 generate: setup crds  ## write what is generated from the code
 	$(BIN)/python docs/generate.py

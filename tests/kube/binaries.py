@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -168,7 +169,7 @@ def _go(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def main(names: list[str]) -> int:
+def main(names: Sequence[str]) -> int:
     """Find or build programs, print where each is; returns the exit code."""
     for name in names or API_SERVER:
         try:

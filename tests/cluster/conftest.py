@@ -1,0 +1,109 @@
+import time
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+from tests.cluster import example, release
+from tests.cluster.harness import running
+from tests.cluster.traffic import steady
+
+SLOWDOWN = "30"  # the edge node is as a small board beside the cloud's
+
+
+class Stage:
+    """A cluster with everything installed and the example applied, until it is left."""
+
+    def __init__(self, folder):
+        self._stack = ExitStack()
+        self.cluster = self._stack.enter_context(running(folder))
+
+    def install(self):
+        release.install_kuberay(self.cluster)
+        self.folder = example.publish(self.cluster)
+        release.available(self.cluster, "kuberay", "kuberay")
+        release.install(self.cluster)
+
+    def leave(self):
+        self._stack.close()
+
+
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory):
+    """Two nodes with KubeRay and the chart; what they leave behind is told on failure only."""
+    stage = Stage(tmp_path_factory.mktemp("cluster"))
+    try:
+        stage.install()
+        yield stage
+    finally:
+        stage.leave()
+
+
+@pytest.fixture(scope="session")
+def cluster(stage):
+    return stage.cluster
+
+
+@pytest.fixture(scope="session")
+def deployed(stage):
+    """The example, Ready, on a slow device."""
+    document = example.manifest()
+    document["metadata"]["annotations"] = {"dovetail.dev/slowdown": SLOWDOWN}
+    example.apply(stage.cluster, document)
+    return example.ready(stage.cluster)
+
+
+@pytest.fixture(scope="session")
+def rows(stage):
+    """File with the rows that are sent."""
+    return stage.folder / "evaluation.npz"
+
+
+@pytest.fixture(scope="session")
+def whole(stage, rows):
+    """The whole model's scores of every row."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(stage.folder / "model.onnx")
+    inputs = np.load(rows)["x"]
+    return np.concatenate([session.run(None, {"x": row[None]})[0] for row in inputs])
+
+
+@pytest.fixture
+def traffic(cluster, deployed, rows):
+    """Steady requests from the edge node."""
+    with steady(cluster, deployed["metadata"]["name"], rows) as driver:
+        driver.more(4, 90)
+        yield driver
+
+
+@pytest.fixture
+def answers(whole):
+    """Holds requests to the whole model's answers."""
+
+    def check(requests):
+        for one in requests:
+            assert "error" not in one, one
+            expected, found = whole[one["row"]], np.array(one["scores"], np.float32)
+            rung = one["rung"]
+            if rung == "edge" or "-raw" in rung:
+                error = np.max(np.abs(found - expected)) / np.max(np.abs(expected))
+                assert error <= 1e-4, (rung, error)
+            assert found.argmax() == expected.argmax(), one
+
+    return check
+
+
+@pytest.fixture
+def settled():
+    """Waits until a thing holds and goes on holding for some seconds."""
+
+    def wait(look, what, seconds, hold=3.0):
+        end, since = time.monotonic() + seconds, None
+        while True:
+            since = (since or time.monotonic()) if look() else None
+            if since is not None and time.monotonic() - since >= hold:
+                return
+            assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
+            time.sleep(0.5)
+
+    return wait

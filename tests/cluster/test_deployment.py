@@ -1,0 +1,61 @@
+"""From `helm install` to answers, moves, failures and an end, on two real nodes."""
+
+import pytest
+from tests.cluster import example, release
+from tests.kube.operators import until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+PODS = "/api/v1/namespaces/{}/pods"
+
+
+def pods(cluster, namespace, **labels):
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    found = cluster.request("GET", PODS.format(namespace), params={"labelSelector": selector})
+    return [item for item in found["items"] if "deletionTimestamp" not in item["metadata"]]
+
+
+def rung(cluster):
+    return example.get(cluster)["status"]["classes"][0]["rung"]
+
+
+def test_a_deployment_becomes_ready_and_every_answer_is_the_whole_models(
+    cluster, deployed, traffic, answers
+):
+    """Verify the way from `helm install` and `kubectl apply` to right answers on an edge node."""
+    found = traffic.more(20)
+
+    assert deployed["status"]["observedGeneration"] == deployed["metadata"]["generation"]
+    answers(found)
+    (pod,) = pods(cluster, example.NAMESPACE, **{"app.kubernetes.io/component": "edge"})
+    assert pod["spec"]["nodeName"] == "edge"
+
+
+def test_ray_of_a_pool_answers_nobody_without_its_token(cluster, deployed):
+    """Verify that the dashboard, which runs code for whoever may use it, asks for a token."""
+    (head,) = pods(cluster, release.NAMESPACE, **{"ray.io/node-type": "head"})
+    url = f"http://{head['status']['podIP']}:8265/api/serve/applications/"
+    asked = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=10)"
+    with pytest.raises(RuntimeError, match="401"):
+        cluster.kubectl(
+            *("exec", "-n", release.NAMESPACE, head["metadata"]["name"], "--"),
+            *("python", "-c", asked, url),
+        )
+
+
+def test_the_cut_follows_the_link_and_no_request_fails(cluster, traffic, answers):
+    """Verify that a slow device leans on the cloud over a good link, and not over a thin one."""
+    cluster.network.shape("100mbit")
+    until(lambda: rung(cluster) != "edge", "the cut to leave the device", 120)
+    good = rung(cluster)
+    cluster.network.shape("400kbit")
+    until(lambda: rung(cluster) != good, "the cut to move over a thin link", 120)
+    thin = rung(cluster)
+    cluster.network.shape("100mbit")
+    until(lambda: rung(cluster) not in ("edge", thin), "the cut to come back", 120)
+    cluster.network.shape(None)
+
+    status = example.get(cluster)["status"]["classes"][0]
+    assert [move["target"] for move in status["moves"]][-2:]
+    assert traffic.failed() == []
+    answers(traffic.all())
