@@ -80,11 +80,28 @@ def resume(terms: Terms, plan: Plan | None) -> State:
     fresh = start(terms, plan.generation + 1)
     if plan.bundle != terms.bundle:
         return fresh
+    known = _priced(terms, plan)
     if terms.pinned is None and plan.default in terms.ladder.ids():
-        fresh = State(terms.plan(plan.generation + 1, plan.default, Conditions()))
+        fresh = State(terms.plan(plan.generation + 1, plan.default, known))
+    fresh = replace(fresh, published=known, conditions=known)
     unpriced = {"generation", "ladder"}
     same = fresh.plan.model_dump(exclude=unpriced) == plan.model_dump(exclude=unpriced)
-    return State(plan) if same and fresh.plan.allowed == plan.allowed else fresh
+    return replace(fresh, plan=plan) if same and fresh.plan.allowed == plan.allowed else fresh
+
+
+def _priced(terms: Terms, plan: Plan) -> Conditions:
+    """The speeds that a plan's costs were corrected to.
+
+    A device that leans on the cloud runs no head, so a hand that forgot how slow it is would not
+    learn it again, and send it back to work alone.
+    """
+    pairs = [(r, terms.ladder.get(r.id)) for r in plan.ladder if r.id in terms.ladder.ids()]
+
+    def speed(part: str) -> float:
+        usual = sum(getattr(profiled, part) for _, profiled in pairs)
+        return sum(getattr(rung, part) for rung, _ in pairs) / usual if usual > 0 else 1.0
+
+    return Conditions(edge=speed("head"), cloud=speed("tail"))
 
 
 class Hands:

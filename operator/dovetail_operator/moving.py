@@ -113,7 +113,8 @@ class Mover:
         namespace, name = pool.split("/", 1)
         url = self._world.config.pool_url.format(pool=name, namespace=namespace)
         now = time.monotonic()
-        span = math.ceil(now - self._read.get(pool, now - self._every(members)))
+        # The first read takes all there is: how fast a device is shows only while its head runs.
+        span = math.ceil(now - self._read[pool]) if pool in self._read else _MEMORY
         reading = self._ledger.read(url, max(1, min(span, _MEMORY)))
         LEDGER_READS.labels("done").inc()
         self._read[pool] = now

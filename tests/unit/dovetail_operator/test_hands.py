@@ -51,6 +51,15 @@ def test_a_plan_that_still_holds_is_gone_on_with_as_it_is(tiny):
     assert resume(own, plan).plan == plan
 
 
+def test_how_fast_device_and_cloud_are_is_known_again_from_the_plan(tiny):
+    """Verify that a device that leans on the cloud is not thought fast after a restart."""
+    own = terms_of(tiny)
+    plan = own.plan(7, "cut1-int8", Conditions(edge=30.0, cloud=1.5))
+
+    known = resume(own, plan).conditions
+    assert (known.edge, known.cloud) == (pytest.approx(30.0), pytest.approx(1.5))
+
+
 @pytest.mark.parametrize(
     ("spec", "default"),
     [
