@@ -7,22 +7,23 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tests.kube.registry import REPOSITORY, running_registry
+from tests.kube.registry import PASSWORD, REPOSITORY, USER, push_artifact, running_registry
 from tests.tiny_bundle import write_tiny_bundle
 
 from dovetail.bundle import Bundle
-from dovetail.errors import BundleError, MissingTool
+from dovetail.errors import ManifestError, MissingTool, by_code
 from dovetail.layout import digest_of
 from dovetail.registry import Registry
-from dovetail_partitioner.job import MOST_WORDS
+from dovetail_partitioner.job import MOST_WORDS, last_words
+from dovetail_partitioner.proof import read_proof
 from dovetail_partitioner.verify import verify
 
 
@@ -136,3 +137,143 @@ def test_a_model_behind_http_becomes_a_bundle_in_the_registry_that_verifies(
     assert "pushing" in said
     again, same, said = setting.run(**spec)
     assert (again, same) == (0, words), said
+
+
+def test_rows_behind_http_and_what_the_spec_declares_reach_the_bundle(
+    setting: Setting, tmp_path: Path
+):
+    """Verify that a Job reads inputs, quality, wire and calibration as `dovetail up` does."""
+    pixels = np.random.default_rng(3).integers(0, 256, (12, 3, 16, 16)).astype(np.float32) / 255
+    np.savez(setting.served / "rows.npz", x=pixels)
+    code, words, said = setting.run(
+        model={"uri": f"{setting.web}/tiny.onnx"},
+        calibration={"uri": f"{setting.web}/rows.npz"},
+        inputs=[{"name": "x", "image": {"layout": "NCHW"}}],
+        wire={"codecs": ["raw", "uint8", "int8"]},
+        split={"maxSegments": 2},
+    )
+
+    assert code == 0, said
+    Registry.at(setting.target).pull(words["bundle"], tmp_path / "pulled")
+    config = Bundle(tmp_path / "pulled").config
+    assert config.image is not None
+    assert {rung.codec for rung in config.rungs} <= {"raw", "uint8", "int8"}
+    assert len(config.segments) <= 2
+    assert read_proof(Bundle(tmp_path / "pulled")).count == 12
+    assert "fetching the rows" in said
+
+
+def test_a_model_on_a_claim_is_read_where_it_lies_and_nothing_outside(
+    setting: Setting, model: bytes
+):
+    """Verify a model of a claim; and that neither dots nor a link lead out of it."""
+    claim = setting.root / "model"
+    (claim / "nets").mkdir(parents=True)
+    (claim / "nets" / "tiny.onnx").write_bytes(model)
+    (claim / "link.onnx").symlink_to(setting.served / "tiny.onnx")
+    (setting.root / "outside.onnx").write_bytes(model)
+
+    code, words, said = setting.run(model={"uri": "pvc://models/nets/tiny.onnx"})
+    assert code == 0, said
+    assert set(words) == {"bundle", "costs"}
+    for path, why in (
+        ("../outside.onnx", "leads out of the claim"),
+        ("link.onnx", "leads out of the claim"),
+        ("gone.onnx", "the claim has no file gone.onnx"),
+        ("nets", "the claim has no file nets"),
+    ):
+        code, words, _ = setting.run(model={"uri": f"pvc://models/{path}"})
+        assert (code, words["error"]) == (2, "ManifestError")
+        assert why in words["message"]
+
+
+def test_a_model_in_a_registry_is_the_only_layer_of_its_artifact(setting: Setting, model: bytes):
+    """Verify `oci://`: as `oras push` makes it, checked against the digest."""
+    host = setting.registry.partition("//")[2]
+    artifact = push_artifact(setting.registry, "models/tiny", model)
+
+    code, words, said = setting.run(
+        model={"uri": f"oci://{host}/models/tiny@{artifact}", "digest": digest_of(model)}
+    )
+
+    assert code == 0, said
+    config = Registry.at(setting.target).description(words["bundle"])
+    assert config.model.digest == digest_of(model)
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        ({"model": {"uri": "WEB/gone.onnx"}}, "ManifestError", "404: there is no such file"),
+        ({"model": {"uri": "file:tiny.onnx"}}, "ManifestError", "a cluster sees no file"),
+        (
+            {"model": {"uri": "WEB/tiny.onnx"}, "calibration": {"uri": "file:rows.npz"}},
+            "ManifestError",
+            "spec.calibration.uri is file:rows.npz",
+        ),
+        (
+            {"model": {"uri": "WEB/tiny.onnx", "digest": "sha256:" + "0" * 64}},
+            "ModelNotReadable",
+            "the manifest expects sha256:000",
+        ),
+        ({"model": {"uri": "WEB/page.onnx"}}, "ModelNotReadable", ""),
+        ({"model": {"uri": "WEB/constant.onnx"}}, "ProofVacuous", ""),
+        ({"model": {"uri": "WEB/tiny.onnx"}, "mode": "Guess"}, "ManifestError", "spec.mode"),
+        ({"model": {"uri": "http://127.0.0.1:1/m.onnx"}}, "Unavailable", "does not answer"),
+        ({"model": {"uri": "oci://127.0.0.1:1/m@sha256:1"}}, "ManifestError", "is not oci://"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_job_that_makes_nothing_says_why_as_its_last_words(
+    setting: Setting, spec: dict[str, Any], error: str, message: str
+):
+    """Verify name, message and exit code of what a person can cause."""
+    (setting.served / "page.onnx").write_text("<html>please log in</html>")
+    (setting.served / "constant.onnx").write_bytes(constant())
+
+    code, words, said = setting.run(**json.loads(json.dumps(spec).replace("WEB", setting.web)))
+
+    assert words["error"] == error, said
+    assert message in words["message"]
+    assert code == by_code(error).exit_code
+
+
+def test_a_registry_that_refuses_the_push_is_named(setting: Setting, tmp_path: Path):
+    """Verify that a missing login is told, with what to do."""
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    with running_registry(folder, login=True) as url:
+        closed = replace(setting, registry=url)
+        code, words, _ = closed.run(model={"uri": f"{setting.web}/tiny.onnx"})
+
+        assert (code, words["error"]) == (2, "Unauthorized")
+        assert "kubernetes.io/dockerconfigjson" in words["message"]
+        login = setting.root / "etc" / "dovetail" / "registry" / "config.json"
+        login.parent.mkdir(parents=True)
+        entry = {"username": USER, "password": PASSWORD}
+        login.write_text(json.dumps({"auths": {url.partition("//")[2]: entry}}))
+        code, words, said = closed.run(model={"uri": f"{setting.web}/tiny.onnx"})
+        assert code == 0, said
+
+
+def test_a_model_that_is_not_there_anymore_in_the_registry_is_a_typed_error(setting: Setting):
+    """Verify what an artifact that was deleted looks like."""
+    host = setting.registry.partition("//")[2]
+    code, words, _ = setting.run(model={"uri": f"oci://{host}/models/x@sha256:{'0' * 64}"})
+
+    assert (code, words["error"]) == (2, "BundleError")
+    assert "has no sha256:000" in words["message"]
+
+
+@pytest.mark.parametrize("text", ["x" * 9000, "ä€" * 4000, '"\n' * 4000, "short"])
+def test_last_words_fit_and_are_cut_where_they_would_not(text: str):
+    """Verify that Kubernetes cuts nothing off, which would leave no JSON."""
+    words = last_words(ManifestError(text))
+
+    assert len(words) <= MOST_WORDS
+    said = json.loads(words)
+    assert said["error"] == "ManifestError"
+    assert said["message"] == text or (
+        said["message"].endswith("…") and text.startswith(said["message"][:-1])
+    )
+    assert text == "short" or len(words) > MOST_WORDS - 1000

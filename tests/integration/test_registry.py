@@ -13,11 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from tests.kube.registry import PASSWORD, REPOSITORY, USER, running_registry
+from tests.kube.registry import PASSWORD, REPOSITORY, USER, push_artifact, running_registry
 from tests.tiny_bundle import TinyBundle, write_tiny_bundle
 
 from dovetail.bundle import Bundle
-from dovetail.distribution import Repository
 from dovetail.errors import (
     BundleCorrupt,
     BundleError,
@@ -26,8 +25,6 @@ from dovetail.errors import (
     Unauthorized,
     Unavailable,
 )
-from dovetail.layout import digest_of
-from dovetail.login import Login
 from dovetail.registry import Registry, fetch_only_layer
 
 NOBODY = Path("/no/such/config.json")
@@ -286,32 +283,6 @@ def test_a_registry_that_asks_who_one_is_gets_the_login_that_is_mounted(
     Bundle(tmp_path / "pulled").verify()
 
 
-def artifact(url: str, *layers: bytes) -> str:
-    """Push an artifact as `oras push` does; returns its digest."""
-    repository = Repository(url, "models", Login(NOBODY, ""))
-    for data in (b"{}", *layers):
-        repository.put_blob(digest_of(data), len(data), data)
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": {
-            "mediaType": "application/vnd.unknown.config.v1+json",
-            "digest": digest_of(b"{}"),
-            "size": 2,
-        },
-        "layers": [
-            {
-                "mediaType": "application/octet-stream",
-                "digest": digest_of(data),
-                "size": len(data),
-                "annotations": {"org.opencontainers.image.title": "model.onnx"},
-            }
-            for data in layers
-        ],
-    }
-    return repository.put_manifest("latest", json.dumps(manifest).encode())
-
-
 def test_a_model_is_the_only_layer_of_an_artifact(url: str, tmp_path: Path):
     """As `oras push` makes them; anything else is told."""
     host = url.partition("//")[2]
@@ -322,11 +293,11 @@ def test_a_model_is_the_only_layer_of_an_artifact(url: str, tmp_path: Path):
         fetch_only_layer(uri, file, ours=f"{url}/{REPOSITORY}", login=NOBODY, most=most)
         return file.read_bytes()
 
-    assert fetch(artifact(url, b"a model")) == b"a model"
+    assert fetch(push_artifact(url, "models", b"a model")) == b"a model"
     with pytest.raises(ManifestError, match="2 layers"):
-        fetch(artifact(url, b"a model", b"another"))
+        fetch(push_artifact(url, "models", b"a model", b"another"))
     with pytest.raises(ManifestError, match="at most 3"):
-        fetch(artifact(url, b"a model"), most=3)
+        fetch(push_artifact(url, "models", b"a model"), most=3)
     with pytest.raises(BundleError, match="has no sha256:1"):
         fetch("sha256:" + "1" * 64)
     with pytest.raises(ManifestError, match="is not oci://"):

@@ -3,6 +3,7 @@
 Debian's docker-registry (`apt-get install docker-registry`), on loopback, in a folder of its own.
 """
 
+import json
 import shutil
 import subprocess
 import time
@@ -16,8 +17,11 @@ import yaml
 from tests.kube.apiserver import _free_ports
 
 from dovetail.bundle import Bundle
+from dovetail.distribution import Repository
 from dovetail.errors import MissingTool
 from dovetail.ladder import CostProfile
+from dovetail.layout import MANIFEST_TYPE, digest_of
+from dovetail.login import Login
 from dovetail.registry import Registry
 
 REPOSITORY = "dovetail/bundles"
@@ -76,3 +80,24 @@ def push(url: str, bundle: Bundle, costs: CostProfile) -> tuple[str, str]:
     """Push a bundle and its costs; returns the manifest digests of both."""
     registry = Registry.at(f"{url}/{REPOSITORY}")
     return registry.push(bundle), registry.push_costs(costs)
+
+
+def push_artifact(url: str, repository: str, *layers: bytes) -> str:
+    """Push files as `oras push` does; returns the artifact's digest."""
+    target = Repository(url, repository, Login(Path("/nowhere"), ""))
+    for data in (b"{}", *layers):
+        target.put_blob(digest_of(data), len(data), data)
+    title = {"org.opencontainers.image.title": "model.onnx"}
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": _described("application/vnd.unknown.config.v1+json", b"{}"),
+        "layers": [
+            _described("application/octet-stream", data) | {"annotations": title} for data in layers
+        ],
+    }
+    return target.put_manifest("latest", json.dumps(manifest).encode())
+
+
+def _described(kind: str, data: bytes) -> dict[str, object]:
+    return {"mediaType": kind, "digest": digest_of(data), "size": len(data)}
