@@ -15,7 +15,7 @@ from dovetail_serving.intake import token_digest
 
 pytestmark = pytest.mark.ray
 
-TOKEN = "a camera's token"
+TOKEN = "a token of the closed bundle's cameras"
 
 
 @dataclass
