@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from dovetail.bundle import Affine, BundleConfig, Image
 from dovetail.errors import InvalidTensor, MissingTool, UnknownRung
-from dovetail.tensor import FLOATS, Array, Buffer, TensorSpec, from_bytes
+from dovetail.tensor import FLOATS, Array, Buffer, TensorSpec, dtype_name, from_bytes
 from dovetail.wire import WireTensor, shape_of
 
 _ZSTD_LEVEL = 1
@@ -276,7 +276,11 @@ class CodecSet:
             if not self.of(used, name).carries_nan and np.isnan(array.max(initial=0)):
                 used = "raw"
             data = memoryview(self.of(used, name).encode(array))
-            parameters = {"codec": used, "dtype": array.dtype.name, "shape": list(array.shape)}
+            parameters = {
+                "codec": used,
+                "dtype": dtype_name(array.dtype),
+                "shape": list(array.shape),
+            }
             packed.append(WireTensor(name, "UINT8", (len(data),), data, parameters))
         return packed
 

@@ -11,6 +11,7 @@ errors of its own, and believes any byte of a bool.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any
 
 import numpy as np
@@ -108,6 +109,12 @@ class TensorSpec(Document):
                 f"tensor {self.name!r} has shape {list(shape)}, the model expects "
                 f"{list(self.shape)}, no dimension of it 0"
             )
+
+
+@cache
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """A dtype's name, remembered: numpy spells it anew each time it is asked."""
+    return str(dtype.name)
 
 
 def from_bytes(name: str, data: Buffer, dtype: str, shape: Sequence[int]) -> Array:

@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 
 from dovetail.errors import DovetailError, InvalidMessage, InvalidTensor
-from dovetail.tensor import FROM_OIP, OIP_TYPE, Array, Buffer, from_bytes
+from dovetail.tensor import FROM_OIP, OIP_TYPE, Array, Buffer, dtype_name, from_bytes
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 PLAN_HEADER = "Dovetail-Plan"
@@ -48,7 +48,7 @@ class WireTensor:
     @classmethod
     def of(cls, name: str, array: Array, **parameters: object) -> "WireTensor":
         """Wrap an array without copying it where it is contiguous."""
-        datatype = OIP_TYPE.get(array.dtype.name)
+        datatype = OIP_TYPE.get(dtype_name(array.dtype))
         if datatype is None:
             raise InvalidTensor(f"tensor {name!r}: dtype {array.dtype.name} cannot be sent")
         flat = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
@@ -294,7 +294,7 @@ def _split(body: Buffer, header_length: str | None) -> tuple[dict[str, Any], mem
     if header_length is not None and length > _MAX_HEADER:
         raise InvalidMessage(f"the JSON header has {length} bytes; at most {_MAX_HEADER} are read")
     try:
-        head = json.loads(bytes(view[:length]))
+        head = json.loads(str(view[:length], "utf-8"))  # of bytes it would guess the encoding
     except (ValueError, RecursionError) as error:
         raise InvalidMessage(f"the message's JSON header does not parse: {error}") from error
     return _object(head, "the message"), view[length:]
