@@ -1,8 +1,9 @@
 {{/*
 The gateway's whole configuration. A shared pool is a server that is there always; a dedicated one
 comes and goes with its deployment, so its name is looked up when asked for. Which path leads where
-is a matter of names alone: the operator's, and the values' list. What HAProxy itself answers is
-plain text and has no `Dovetail-Error`, by which devices tell it from an answer of a tail.
+is a matter of names alone: the operator's, and the values' list. What HAProxy itself answers has no
+`Dovetail-Error`, by which devices tell it from an answer of a tail. It is plain text, but for what
+no rule ever sees: a request that cannot be read or does not come gets HAProxy's own 400 or 408.
 */}}
 {{- define "dovetail.haproxy" -}}
 {{- $namespace := .Release.Namespace -}}
@@ -31,10 +32,8 @@ defaults
   timeout client 60s
   timeout server 60s
   timeout queue 2s
-  http-error status 400 content-type text/plain string "gateway: the request is malformed or its headers exceed 15 kB\n"
   http-error status 403 content-type text/plain string "gateway: refused\n"
   http-error status 404 content-type text/plain string "gateway: no such pool; a path begins with /NAMESPACE/POOL/\n"
-  http-error status 408 content-type text/plain string "gateway: the request did not come in time\n"
   http-error status 413 content-type text/plain string "gateway: the body exceeds {{ .Values.gateway.maxBodyMiB }} MiB\n"
   http-error status 502 content-type text/plain string "gateway: the pool broke off its answer\n"
   http-error status 503 content-type text/plain string "gateway: the pool cannot be reached\n"
@@ -50,7 +49,6 @@ resolvers cluster
   hold refused 2s
   hold timeout 10s
   hold other 2s
-  hold obsolete 10s
 
 frontend devices
   bind :8443 ssl crt /etc/gateway/tls/tls.crt alpn http/1.1
