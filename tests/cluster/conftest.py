@@ -3,8 +3,9 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from tests.cluster import example, release
+from tests.cluster import example, images, machine, release
 from tests.cluster.harness import running
+from tests.cluster.prerequisites import check
 from tests.cluster.traffic import steady
 
 SLOWDOWN = "30"  # the edge node is as a small board beside the cloud's
@@ -14,7 +15,8 @@ class Stage:
     """A cluster with everything installed and the example applied, until it is left."""
 
     def __init__(self, folder):
-        self._stack = ExitStack()
+        images.archives(check())  # what builds images has folders of its own
+        self._stack, self._before = ExitStack(), machine.state()
         self.cluster = self._stack.enter_context(running(folder))
 
     def install(self):
@@ -24,7 +26,9 @@ class Stage:
         release.install(self.cluster)
 
     def leave(self):
+        """End it all; the machine is as it was before."""
         self._stack.close()
+        assert machine.left(self._before, self.cluster.folder) == {}
 
 
 @pytest.fixture(scope="session")

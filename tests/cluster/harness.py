@@ -10,6 +10,7 @@ import os
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ ROOT: Final = Path(__file__).parents[2]
 CACHE: Final = ROOT / ".cache" / "cluster"
 REGISTRY: Final = f"http://{CLOUD}:5000"
 FILES: Final = f"http://{CLOUD}:8080"
+_LEFT: Final = b"left"  # what an owner says to its guard when it has cleaned up
 # images that only one of the nodes runs
 _EDGE_IMAGES: Final = (images.EDGE.tag, PAUSE)
 
@@ -72,6 +74,17 @@ class Cluster:
         if answer.is_error:
             raise Refused(answer.status_code, content.get("message", answer.text))
         return content
+
+    def pods(self, namespace: str, selector: str) -> list[Json]:
+        """Pods that are not on their way out.
+
+        Args:
+            namespace: where they are.
+            selector: labels, as kubectl takes them.
+        """
+        path = f"/api/v1/namespaces/{namespace}/pods"
+        found = self.request("GET", path, params={"labelSelector": selector})["items"]
+        return [item for item in found if "deletionTimestamp" not in item["metadata"]]
 
     def kubectl(self, *arguments: str, text: str | None = None) -> str:
         """Run kubectl; returns what it said, raises `RuntimeError` with it where it fails."""
@@ -128,7 +141,7 @@ def running(folder: Path) -> Iterator[Cluster]:
             one.load(wanted)
         client = stack.enter_context(_client(control))
         cluster = Cluster(folder, folder / "files", made, control, nodes, programs, client)
-        control.apiserver.wait(lambda: _ready(client), "it is ready")
+        control.apiserver.wait(lambda: serves(client), "it is ready")
         control.join()
         for one in nodes.values():
             one.join()
@@ -143,7 +156,7 @@ def running(folder: Path) -> Iterator[Cluster]:
 def sweep() -> None:
     """Remove what clusters left whose owners are gone."""
     for owner in {*network.owners(), *_cgroup_owners()}:
-        if not psutil.pid_exists(owner):
+        if not _lives(owner):
             network.remove(owner)
             for name in ADDRESSES:
                 remove_cgroup(Network(owner).namespace(name))
@@ -171,13 +184,33 @@ def _alone() -> Iterator[None]:
 @contextmanager
 def _guarded(owner: int) -> Iterator[None]:
     """A process that sweeps when its owner is gone, however it went."""
-    code = "import sys; sys.stdin.read(); from tests.cluster.harness import sweep; sweep()"
+    code = "from tests.cluster.harness import guard; guard()"
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, cwd=ROOT, start_new_session=True
-    ) as guard:
+        [sys.executable, "-c", code, str(owner)],
+        stdin=subprocess.PIPE,
+        cwd=ROOT,
+        start_new_session=True,
+    ) as process:
         yield
-        assert guard.stdin is not None
-        guard.stdin.close()
+        assert process.stdin is not None
+        process.stdin.write(_LEFT)
+
+
+def guard() -> None:
+    """Wait for the owner to leave, or to be killed, and then sweep; what a guard runs."""
+    if sys.stdin.buffer.read() == _LEFT:
+        return
+    end = time.monotonic() + 10.0
+    while _lives(int(sys.argv[1])) and time.monotonic() < end:  # it is told before the last breath
+        time.sleep(0.05)
+    sweep()
+
+
+def _lives(owner: int) -> bool:
+    try:
+        return bool(psutil.Process(owner).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _node(
@@ -274,7 +307,8 @@ def _resolve(cluster: Cluster) -> None:
     )
 
 
-def _ready(client: httpx2.Client) -> bool:
+def serves(client: httpx2.Client) -> bool:
+    """Whether the API server is ready and has made what everyone uses."""
     try:
         ready = client.get("/readyz").is_success
         return ready and client.get("/api/v1/namespaces/kube-system").is_success

@@ -10,7 +10,7 @@ side by side and what a killed one left is known by its owner being gone.
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ ADDRESSES: Final = {"cloud": CLOUD, "edge": EDGE}
 PODS: Final = {"cloud": "10.244.0.0/24", "edge": "10.244.1.0/24"}
 SERVICES: Final = "10.96.0.0/16"
 _PREFIX: Final = "dovetail-"
+_NAMES: Final = Path("/run/netns")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Network:
 
         `ip netns exec` would mount another /sys, in which there are no cgroups.
         """
-        return ["nsenter", f"--net=/run/netns/{self.namespace(node)}"]
+        return ["nsenter", f"--net={_NAMES / self.namespace(node)}"]
 
     @property
     def entry(self) -> str:
@@ -111,11 +112,15 @@ def remove(owner: int) -> None:
     for node in ADDRESSES:
         _ip("netns", "delete", network.namespace(node), check=False)
     _ip("link", "delete", network.link, check=False)  # gone with its peer, but not at once
+    if _NAMES.is_dir() and not any(_NAMES.iterdir()):  # `ip` made it and mounted it on itself
+        _run("umount", str(_NAMES), check=False)
+        with suppress(OSError):  # somebody has just made one
+            _NAMES.rmdir()
 
 
 def owners() -> list[int]:
     """Process ids that name namespaces on this machine."""
-    names = [path.name for path in Path("/run/netns").glob(f"{_PREFIX}*")]
+    names = [path.name for path in _NAMES.glob(f"{_PREFIX}*")]
     found = [re.fullmatch(rf"{_PREFIX}(\d+)-(?:cloud|edge)", name) for name in names]
     return sorted({int(match[1]) for match in found if match})
 

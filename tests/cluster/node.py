@@ -131,6 +131,13 @@ class Node:
             self.ctr("images", "import", str(archive))
             mark.write_text(key)
 
+    def kill(self, pod: str, container: str) -> None:
+        """Kill a container's processes, as if it had crashed."""
+        labels = {"io.kubernetes.pod.name": pod, "io.kubernetes.container.name": container}
+        wanted = ",".join(f'labels."{key}"=={value}' for key, value in labels.items())
+        (found,) = self.ctr("containers", "list", "-q", wanted).split()
+        self.ctr("tasks", "kill", "--all", "--signal", "SIGKILL", found)
+
     def inside(self, *command: str) -> list[str]:
         """A command, as it is run among the node's processes, mounts and links."""
         assert self._init is not None, f"{self.name} was not started"

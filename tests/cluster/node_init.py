@@ -5,7 +5,8 @@ every process of the node and drops every mount, whatever state they are in. So 
 found and cleaned up, and a run that is killed leaves neither.
 
 A kubelet sets settings of the kernel that belong to the whole machine. Here it finds files with the
-values it wants in their place, and writes nothing.
+values it wants in their place, and writes nothing. What a node keeps for good (folders of the kind
+hostPath, logs) lies in a folder of its own, not in the machine's /var.
 """
 
 import os
@@ -22,12 +23,17 @@ _WANTED = {
     "kernel/keys/root_maxkeys": "1000000",
     "kernel/keys/root_maxbytes": "25000000",
 }
+_KEPT = ("lib", "log")
 
 
 def main(ready: Path) -> None:
-    """Make the mounts, create the file `ready`, then reap until killed."""
+    """Make the mounts, create the file `ready` in the node's folder, then reap until killed."""
     # sockets, locks and network namespaces of containers: a node has its own
     _mount("-t", "tmpfs", "tmpfs", "/run")
+    for name in _KEPT:
+        own = ready.parent / "var" / name
+        own.mkdir(parents=True)
+        _mount("--bind", str(own), f"/var/{name}")
     settings = Path("/run/kernel")
     settings.mkdir()
     for number, (name, value) in enumerate(_WANTED.items()):

@@ -6,14 +6,6 @@ from tests.kube.operators import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-PODS = "/api/v1/namespaces/{}/pods"
-
-
-def pods(cluster, namespace, **labels):
-    selector = ",".join(f"{key}={value}" for key, value in labels.items())
-    found = cluster.request("GET", PODS.format(namespace), params={"labelSelector": selector})
-    return [item for item in found["items"] if "deletionTimestamp" not in item["metadata"]]
-
 
 def rung(cluster):
     return example.get(cluster)["status"]["classes"][0]["rung"]
@@ -27,13 +19,13 @@ def test_a_deployment_becomes_ready_and_every_answer_is_the_whole_models(
 
     assert deployed["status"]["observedGeneration"] == deployed["metadata"]["generation"]
     answers(found)
-    (pod,) = pods(cluster, example.NAMESPACE, **{"app.kubernetes.io/component": "edge"})
+    (pod,) = cluster.pods(example.NAMESPACE, "app.kubernetes.io/component=edge")
     assert pod["spec"]["nodeName"] == "edge"
 
 
 def test_ray_of_a_pool_answers_nobody_without_its_token(cluster, deployed):
     """Verify that the dashboard, which runs code for whoever may use it, asks for a token."""
-    (head,) = pods(cluster, release.NAMESPACE, **{"ray.io/node-type": "head"})
+    (head,) = cluster.pods(release.NAMESPACE, "ray.io/node-type=head")
     url = f"http://{head['status']['podIP']}:8265/api/serve/applications/"
     asked = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=10)"
     with pytest.raises(RuntimeError, match="401"):
