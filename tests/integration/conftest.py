@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from tests.integration.joins import Group
 
 from dovetail.pool import LEDGER_APPLICATION, LedgerApp, TailApp, serve_config
 from dovetail_cli.ray_pool import RayPool
@@ -96,3 +97,9 @@ def ray_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A real Ray Serve, started once and ended with the session."""
     with RayPool(tmp_path_factory.mktemp("pool"), cpus=8) as pool:
         yield Served(pool)
+
+
+@pytest.fixture(scope="session")
+def group(ray_pool: Served, tmp_path_factory: pytest.TempPathFactory) -> Group:
+    """A deployment with two versions, whose devices join."""
+    return Group(ray_pool, tmp_path_factory.mktemp("joins"))

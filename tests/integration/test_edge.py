@@ -1,7 +1,6 @@
 """The edge against a real tail on a real Ray Serve: sessions in-process, servers as processes."""
 
 import asyncio
-import http.client
 import json
 import signal
 import socket
@@ -10,13 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import tritonclient.http as triton
+from tests.edge_process import EDGE, EdgeProcess, free_port, infer, running, until
 from tests.integration.conftest import Served
 from tests.tiny_bundle import rows, segments_of, write_tiny_bundle
 
@@ -82,14 +80,6 @@ class Setting:
 @pytest.fixture(scope="module")
 def setting(ray_pool: Served, tmp_path_factory: pytest.TempPathFactory) -> Setting:
     return Setting(ray_pool, tmp_path_factory.mktemp("edge"))
-
-
-def until(what: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Wait for a state; fails where it never comes."""
-    stop = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < stop, "the state never came"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("rung", RUNGS)
@@ -209,93 +199,25 @@ def test_the_asynchronous_call_answers_like_the_synchronous_one(setting: Setting
         np.testing.assert_allclose(answer["scores"], want["scores"], rtol=1e-4, atol=1e-5)
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def flags(setting: Setting, plan: Plan, endpoint: str) -> list[str]:
+    """An edge that is given everything."""
+    folder = setting.folder
+    (folder / "plan.json").write_text(plan.model_dump_json(by_alias=True))
+    (folder / "token").write_text(TOKEN + "\n")
+    options = {
+        "bundle": setting.tiny.bundle.path,
+        "plan": folder / "plan.json",
+        "endpoint": endpoint,
+        "device-class": "camera",
+        "token-file": folder / "token",
+    }
+    return [*EDGE, *(f"--{name}={value}" for name, value in options.items())]
 
 
-class Got:
-    """An HTTP answer."""
-
-    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.status, self.body = status, body
-        self.headers = {name.lower(): value for name, value in headers.items()}
-
-
-class EdgeProcess:
-    """`python -m dovetail_edge` on a free port."""
-
-    def __init__(self, setting: Setting, plan: Plan, endpoint: str, *more: str) -> None:
-        folder = setting.folder
-        (folder / "plan.json").write_text(plan.model_dump_json(by_alias=True))
-        (folder / "token").write_text(TOKEN + "\n")
-        self.port = free_port()
-        options = {
-            "bundle": setting.tiny.bundle.path,
-            "plan": folder / "plan.json",
-            "endpoint": endpoint,
-            "device-class": "camera",
-            "token-file": folder / "token",
-            "port": self.port,
-        }
-        flags = [f"--{name}={value}" for name, value in options.items()]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "dovetail_edge", *flags, *more],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        until(lambda: self.process.poll() is not None or self._ready())
-
-    def _ready(self) -> bool:
-        try:
-            return self.call("GET", "/v2/health/ready").status == 200
-        except OSError:
-            return False
-
-    def call(
-        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
-    ) -> Got:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            connection.request(method, path, body, headers or {})
-            answer = connection.getresponse()
-            return Got(answer.status, dict(answer.getheaders()), answer.read())
-        finally:
-            connection.close()
-
-    def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.call("GET", "/dovetail/status").body)
-        return found
-
-    def triton(self) -> triton.InferenceServerClient:
-        return triton.InferenceServerClient(f"127.0.0.1:{self.port}")
-
-    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
-        self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=30)
-        return self.process.returncode, errors
-
-
-@contextmanager
 def edge_process(
     setting: Setting, plan: Plan, *more: str, endpoint: str | None = None
-) -> Iterator[EdgeProcess]:
-    edge = EdgeProcess(setting, plan, endpoint or setting.endpoint, *more)
-    try:
-        yield edge
-    finally:
-        if edge.process.poll() is None:
-            edge.end(signal.SIGKILL)
-
-
-def infer(
-    client: triton.InferenceServerClient, feed: dict[str, Array], *, binary: bool = True
-) -> triton.InferResult:
-    tensor = triton.InferInput("x", feed["x"].shape, "FP32")
-    tensor.set_data_from_numpy(feed["x"], binary_data=binary)
-    asked = [triton.InferRequestedOutput(n, binary_data=binary) for n in ("scores", "brightness")]
-    return client.infer("tiny", [tensor], outputs=asked, request_id="r-1")
+) -> AbstractContextManager[EdgeProcess]:
+    return running([*flags(setting, plan, endpoint or setting.endpoint), *more])
 
 
 def test_tritonclient_calls_the_edge_unmodified(setting: Setting) -> None:
@@ -404,9 +326,9 @@ def test_an_edge_with_a_plan_that_is_not_its_own_does_not_start(
 ) -> None:
     """Exit code 2 and one line that says why."""
     plan = setting.plan("cut1").model_copy(update=change)
-    edge = EdgeProcess(setting, plan, setting.endpoint)
-    _, errors = edge.process.communicate(timeout=30)
-    assert edge.process.returncode == 2
+    edge = EdgeProcess(*flags(setting, plan, setting.endpoint))
+    exit_code, errors = edge.ended()
+    assert exit_code == 2
     assert errors.startswith(f"{code}: ")
 
 
