@@ -16,7 +16,7 @@ from dovetail.errors import (
     ProofVacuous,
     UnboundShape,
 )
-from dovetail_cli.commands import infer, inspect, partition, run, up, verify
+from dovetail_cli.commands import edge, infer, inspect, partition, run, up, verify
 from dovetail_cli.output import note
 
 _HINTS: dict[type[DovetailError], str] = {
@@ -34,6 +34,7 @@ _EXTRAS = {
     "run": "partitioner",
     "up": "edge,serving,partitioner",
     "infer": "edge",
+    "edge": "edge",
 }
 
 app = typer.Typer(
@@ -49,6 +50,7 @@ app.command("verify")(verify.command)
 app.command("run")(run.command)
 app.command("up")(up.command)
 app.command("infer")(infer.command)
+app.add_typer(edge.app, name="edge")
 
 
 def main() -> None:

@@ -21,6 +21,8 @@ errors apart without parsing text: the CLI (exit code), HTTP servers (status cod
     │   ├── ManifestError            a HybridDeployment that breaks the schema
     │   ├── LinkError                a simulated link or trace that does not parse
     │   ├── StateInUse               a state directory that another `dovetail up` holds
+    │   ├── JoinFailed               a device that cannot join with what it was given
+    │   ├── AddressRefused           an address to listen on that cannot be had
     │   ├── UnknownRung              a rung that the ladder does not have (404)
     │   └── RequestError             one inference request
     │       ├── InvalidTensor        a tensor with a wrong name, dtype, shape or size
@@ -134,6 +136,14 @@ class LinkError(UserError):
 
 class StateInUse(UserError):
     """Another `dovetail up` holds the state directory."""
+
+
+class JoinFailed(UserError):
+    """A device that has nothing to answer with yet cannot join with what it was given."""
+
+
+class AddressRefused(UserError):
+    """An address to listen on that is taken, or not this machine's."""
 
 
 class UnknownRung(UserError):

@@ -11,8 +11,8 @@ from pathlib import Path
 from dovetail.errors import DovetailError
 from dovetail_edge import store
 from dovetail_edge.access import Credentials
-from dovetail_edge.follow import Options
 from dovetail_edge.process import fail, run
+from dovetail_edge.start import Options
 
 
 def main() -> int:

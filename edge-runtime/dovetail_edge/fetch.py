@@ -12,7 +12,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -135,19 +136,31 @@ class Fetcher:
             DovetailError: the pool does not answer, or answers with this error.
             Overtaken: the process ends.
         """
-        try:
-            bundle = self._described(plan.bundle)
-            todo = missing(plan, bundle)
-            total = sum(bundle.blobs[one] for one in needed(plan, bundle))
-            progress = _Progress(plan.bundle, total, told)
-            progress.have = total - sum(bundle.blobs[one] for one in todo)
-            self._room(bundle, sum(bundle.blobs[one] for one in todo))
+        bundle = self.prepare(plan)
+        todo = missing(plan, bundle)
+        total = sum(bundle.blobs[one] for one in needed(plan, bundle))
+        progress = _Progress(plan.bundle, total, told)
+        progress.have = total - sum(bundle.blobs[one] for one in todo)
+        with self._writing(plan.bundle):
             for digest in todo:
                 self._blob(bundle.path, digest, bundle.blobs[digest], progress)
-        except OSError as error:
-            folder = self._cache.path(plan.bundle)
-            raise FetchFailed(f"{folder} cannot be written: {error.strerror}") from error
         return bundle
+
+    def prepare(self, plan: Plan) -> Bundle:
+        """Bring a bundle's description and see that there is room for the rest; as `fetch`."""
+        with self._writing(plan.bundle):
+            bundle = self._described(plan.bundle)
+            self._room(bundle, missing(plan, bundle))
+        return bundle
+
+    @contextmanager
+    def _writing(self, digest: str) -> Iterator[None]:
+        """Gives a failure to write the name of the folder."""
+        try:
+            yield
+        except OSError as error:
+            folder = self._cache.path(digest)
+            raise FetchFailed(f"{folder} cannot be written: {error.strerror}") from error
 
     def _described(self, digest: str) -> Bundle:
         """The bundle with its manifest and its description, and perhaps nothing else."""
@@ -160,7 +173,9 @@ class Fetcher:
             raise FetchFailed(f"the pool answers with other bytes than those of {digest}")
         config: Descriptor = parse(Manifest, document, digest).config
         blob_dir(folder).mkdir(parents=True, exist_ok=True)
-        (blob_dir(folder) / digest.removeprefix("sha256:")).write_bytes(document)
+        partial = _partial(folder, digest)
+        partial.write_bytes(document)
+        partial.replace(blob_dir(folder) / partial.name)
         self._blob(folder, config.digest, config.size, _Progress(digest, config.size, _quiet))
         write_entry(folder, digest, len(document))
         bundle = Bundle(folder)
@@ -168,7 +183,11 @@ class Fetcher:
             raise BundleError(f"{folder} holds bundle {bundle.digest}; expected {digest}")
         return bundle
 
-    def _room(self, bundle: Bundle, size: int) -> None:
+    def _room(self, bundle: Bundle, todo: Sequence[str]) -> None:
+        size = sum(bundle.blobs[one] for one in todo)
+        for digest in todo:
+            with suppress(FileNotFoundError):
+                size -= _partial(bundle.path, digest).stat().st_size
         free = shutil.disk_usage(bundle.path).free
         if size > free:
             raise FetchFailed(
@@ -178,9 +197,7 @@ class Fetcher:
 
     def _blob(self, folder: Path, digest: str, size: int, progress: "_Progress") -> None:
         """Bring one blob, from where an earlier try stopped."""
-        name = digest.removeprefix("sha256:")
-        partial = folder / PARTIAL / name
-        partial.parent.mkdir(exist_ok=True)
+        partial = _partial(folder, digest)
         with partial.open("ab") as file:
             if file.tell() > size:
                 file.truncate(0)
@@ -201,7 +218,7 @@ class Fetcher:
                 f"what came for blob {digest} has other bytes than its name says; "
                 "they are thrown away and fetched again"
             ) from error
-        partial.replace(blob_dir(folder) / name)
+        partial.replace(blob_dir(folder) / partial.name)
 
     def _part(self, digest: str, first: int, count: int) -> bytearray:
         limit = max(count, _ENVELOPE)
@@ -236,6 +253,13 @@ class _Progress:
             self._logged = now
             share = 100 * self.have // max(self._total, 1)
             log.info("bundle %s: %d of %d bytes, %d %%", self._name, self.have, self._total, share)
+
+
+def _partial(folder: Path, digest: str) -> Path:
+    """Where a blob is until it is whole; its folder is there."""
+    path = folder / PARTIAL / digest.removeprefix("sha256:")
+    path.parent.mkdir(exist_ok=True)
+    return path
 
 
 def _quiet(_: int, __: int) -> None:

@@ -16,11 +16,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
-
-from pydantic import ValidationError
 
 from dovetail import telemetry
 from dovetail.bundle import Bundle
@@ -29,49 +25,30 @@ from dovetail.errors import (
     BundleError,
     DovetailError,
     FetchFailed,
+    JoinFailed,
     ManifestError,
+    RequestError,
+    TailUntrusted,
+    Unauthorized,
     Unavailable,
     UnknownBlob,
+    UnknownPlan,
 )
 from dovetail.plan import Plan
 from dovetail_edge import store
-from dovetail_edge.access import Access, Credentials, stamp
+from dovetail_edge.access import Access, stamp
 from dovetail_edge.cache import Cache
 from dovetail_edge.fetch import Cloud, Fetcher
 from dovetail_edge.holder import Holder
 from dovetail_edge.link import Overtaken
 from dovetail_edge.session import Session
+from dovetail_edge.start import Options, check_class, first_plans, read_plan
 from dovetail_edge.status import Following
 
 log = logging.getLogger("dovetail.edge")
 
 _LOOK_EVERY: Final = 1.0
 _FIRST_PAUSE, _LONGEST_PAUSE, _LONGEST_LOAD = 0.5, 30.0, 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What an edge is started with.
-
-    Attributes:
-        endpoint: `http://host:port[/prefix]` of the pool, or `https://…`.
-        device_class: the class this device belongs to; None where its token tells.
-        credentials: what to show there, whom to trust.
-        plan: file with a plan; None where the state or the pool has one.
-        bundle: folder of a bundle that is here already.
-        state: folder for the last plan and for fetched bundles; None fetches none.
-        threads: intra-op threads.
-        slowdown: makes the device this many times slower, in the open.
-    """
-
-    endpoint: str
-    device_class: str | None
-    credentials: Credentials
-    plan: Path | None = None
-    bundle: Path | None = None
-    state: Path | None = None
-    threads: int = 1
-    slowdown: float = 1.0
 
 
 class Follower:
@@ -105,13 +82,19 @@ class Follower:
         self._anew: Plan | None = None  # the wanted one, where it is to be taken whatever is held
         self._lost, self._again = False, 0.0
         self._pause, self._said = 0.0, ""
-        self._known = self._first_plans()
+        self._known = first_plans(options)
         self._thread = threading.Thread(target=self._run, name="dovetail-follow", daemon=True)
 
-    def start(self) -> None:
+    def start(self, *, joining: bool = False) -> None:
         """Begin; what is given whole, plan and bundle, is loaded before this returns.
 
+        Args:
+            joining: whether somebody waits to hear if this device was taken in: where nothing is
+                here to answer with, the pool is asked before this returns.
+
         Raises:
+            JoinFailed: the pool cannot be reached or trusted, or what it has does not fit here.
+            Unauthorized: it refuses the token.
             DovetailError: what is given cannot be used.
         """
         ready = next((plan for plan in self._known if self._find(plan) is not None), None)
@@ -119,6 +102,8 @@ class Follower:
             self._load(ready or self._known[0], self._given)
         else:
             self._wanted = ready or next(iter(self._known), None)
+        if joining and self._wanted is None and self._holder.session is None:
+            self._join()
         self._thread.start()
 
     def offer(self, plan: Plan | None) -> None:
@@ -140,6 +125,33 @@ class Follower:
         if self._thread.is_alive():
             self._thread.join()
         self._cloud.close()
+
+    def _join(self) -> None:
+        """Hear of a plan and see that its bundle has room; the rest comes while this device waits.
+
+        What only takes time is no failure: a device may join before there is a version for it.
+        """
+        endpoint = self._options.endpoint
+        try:
+            self._ask()
+            if self._fetcher is not None and self._wanted is not None:
+                self._fetcher.prepare(self._wanted)
+        except Unauthorized as error:
+            raise Unauthorized(
+                f"{endpoint} refuses the token in {self._options.credentials.token}: it was "
+                "revoked, or belongs elsewhere; take the one that is valid now from the Secret of "
+                "this device's group"
+            ) from error
+        except UnknownPlan as error:
+            log.info("joined; %s", error)
+        except (FetchFailed, TailUntrusted) as error:
+            raise JoinFailed(f"cannot join: {error}") from error
+        except Unavailable as error:
+            raise JoinFailed(
+                f"cannot join: {error}; expected is the address of a pool, the `endpoint` in the "
+                "Secret of this device's group"
+            ) from error
+        log.info("joined %s", endpoint)
 
     def _run(self) -> None:
         while not self._stop:
@@ -172,7 +184,8 @@ class Follower:
 
     def _failed(self, error: DovetailError) -> None:
         """Wait longer after every failure in a row, and say what is waited for."""
-        longest = _LONGEST_PAUSE if isinstance(error, Unavailable) else _LONGEST_LOAD
+        asking = isinstance(error, Unavailable | RequestError)  # that costs little
+        longest = _LONGEST_PAUSE if asking else _LONGEST_LOAD
         self._pause = min(max(2 * self._pause, _FIRST_PAUSE), longest)
         pause = self._pause * random.uniform(0.8, 1.2)  # noqa: S311  a fleet must not ask in step
         self._again = time.monotonic() + pause
@@ -187,22 +200,6 @@ class Follower:
         self._said = str(error)
         self._cloud.access.link.resolve()
 
-    def _first_plans(self) -> list[Plan]:
-        """What is known before anybody is asked, the newest first."""
-        known = []
-        if self._options.plan is not None:
-            plan = _read_plan(self._options.plan)
-            self._check_class(plan, f"plan {self._options.plan}")
-            known.append(plan)
-        saved = store.load(self._options.state) if self._options.state else None
-        if saved is not None:
-            named = self._options.device_class in (None, saved.device_class)
-            if named and all(saved.deployment == plan.deployment for plan in known):
-                known.append(saved)
-            else:
-                log.warning("the saved plan is of another deployment or class, and is left out")
-        return sorted(known, key=lambda plan: plan.generation, reverse=True)
-
     def _look_at_file(self) -> None:
         """Hear of the plan in the file again, where it changed."""
         path = self._options.plan
@@ -210,7 +207,7 @@ class Follower:
             return
         self._stamp = now
         try:
-            self.offer(_read_plan(path))
+            self.offer(read_plan(path))
         except ManifestError as error:
             log.warning("%s; what is in use stays", error)
 
@@ -218,7 +215,7 @@ class Follower:
         """Ask the pool where devices of this token begin."""
         self._holder.waiting = f"{self._options.endpoint} is asked for a plan"
         plan = self._cloud.plan()
-        self._check_class(plan, "the pool's plan")
+        check_class(self._options, plan, "the pool's plan")
         session = self._holder.session
         lost, self._lost = self._lost, False
         anew = lost and (session is None or plan.application != session.plan.application)
@@ -226,13 +223,6 @@ class Follower:
             if anew or self._newer(plan):
                 self._wanted = plan
                 self._anew = plan if anew else None
-
-    def _check_class(self, plan: Plan, what: str) -> None:
-        if self._options.device_class not in (None, plan.device_class):
-            raise ManifestError(
-                f"{what} is for device class {plan.device_class!r}, "
-                f"not {self._options.device_class!r}"
-            )
 
     def _newer(self, plan: Plan) -> bool:
         """Whether a plan is this device's, and newer than what it has and wants."""
@@ -344,12 +334,3 @@ class Follower:
         self._cache.used(session.bundle.digest)
         kept = {session.bundle.digest, *([old.bundle.digest] if old else ())}
         self._cache.keep(kept, spare=0 if old else 1)
-
-
-def _read_plan(path: Path) -> Plan:
-    try:
-        return Plan.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ManifestError(f"plan {path} cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        raise ManifestError(f"plan {path} does not hold: {error}") from error

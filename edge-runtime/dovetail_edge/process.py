@@ -8,6 +8,7 @@ it is gone; then it ends after the requests under way. A second signal ends it w
 import ipaddress
 import logging
 import signal
+import socket
 import sys
 import threading
 from types import FrameType
@@ -16,53 +17,68 @@ from typing import Final
 import uvicorn
 
 from dovetail import telemetry
-from dovetail.errors import DovetailError
-from dovetail_edge.follow import Follower, Options
+from dovetail.errors import AddressRefused, DovetailError
+from dovetail_edge.follow import Follower
 from dovetail_edge.holder import Holder
 from dovetail_edge.server import EdgeServer
+from dovetail_edge.start import Options
 
 log = logging.getLogger("dovetail.edge")
 
+_BACKLOG: Final = 2048
 _GRACE: Final = 10  # seconds that requests under way have when the server ends
 _DRAIN: Final = 5.0  # seconds in which new requests are still answered before that
 
 
-def run(options: Options, host: str, port: int) -> int:
+def run(options: Options, host: str, port: int, *, joining: bool = False) -> int:
     """Run an edge until it is told to end.
 
     Args:
         options: what it is started with.
         host: address to listen on.
         port: port to listen on.
+        joining: whether the first contact must succeed where nothing is here to answer with.
 
     Returns:
         The exit code; 0 where it ended because it was told to.
 
     Raises:
+        AddressRefused: the address is taken, or not this machine's.
         DovetailError: it cannot start as it was asked to.
     """
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
     telemetry.setup("dovetail-edge")
+    listener = _listen(host, port)
     holder = Holder(options.credentials.device)
     follower = Follower(options, holder)
     try:
-        follower.start()
+        follower.start(joining=joining)
         log.info("endpoint %s, device %s", options.endpoint, options.credentials.device)
         if options.slowdown > 1:
             log.info("slowdown %g: this device is made slower on purpose", options.slowdown)
-        return _serve(holder, options.slowdown, host, port)
+        return _serve(holder, options.slowdown, host, listener)
     finally:
         follower.close()
         holder.swap(None)
 
 
-def _serve(holder: Holder, slowdown: float, host: str, port: int) -> int:
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket; had before anything else, so that nothing is fetched in vain."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        why = str(error.strerror).partition(" (")[0]  # Python names the address a second time
+        raise AddressRefused(
+            f"cannot listen on {host}:{port}: {why}; give another --host or --port"
+        ) from error
+
+
+def _serve(holder: Holder, slowdown: float, host: str, listener: socket.socket) -> int:
     config = uvicorn.Config(
         EdgeServer(holder, slowdown).app(),
-        host=host,
-        port=port,
         http="httptools",
         access_log=False,
         log_level="warning",
@@ -78,7 +94,7 @@ def _serve(holder: Holder, slowdown: float, host: str, port: int) -> int:
     # the process would die there, before the session is closed.
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    server.run()
+    server.run(sockets=[listener])
     return 0 if server.started else DovetailError.exit_code
 
 

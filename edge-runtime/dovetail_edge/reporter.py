@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from dovetail.errors import DovetailError, TailMissing
+from dovetail.errors import DovetailError, TailMissing, Unauthorized
 from dovetail.measure import Sample, Window
 from dovetail.plan import Plan
 from dovetail_edge.breaker import Breaker
@@ -43,7 +43,8 @@ class Reporter:
         hand: gets the link's measurements.
         breaker: is told whether the tail is back.
         adopt: takes over a plan.
-        lost: is told that this version is served no more, as long as that is so.
+        lost: is told that this version is served no more, or not to this device, as long as that
+            is so.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Reporter:
         if str(error) != self._tail.trouble:
             log.warning("the tail does not answer as it should: %s", error)
         self._tail.trouble = str(error)
-        if isinstance(error, TailMissing):
+        if isinstance(error, TailMissing | Unauthorized):
             self._lost()
         self._quiet = min(max(2 * self._quiet, _FIRST_QUIET), _LONGEST_QUIET)
         self._quiet_until = time.monotonic() + self._quiet

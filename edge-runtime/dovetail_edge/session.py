@@ -59,7 +59,7 @@ class Session:
         slowdown: makes the device this many times slower, in the open; 1 changes nothing.
         state: folder in which the last plan is kept; None keeps none.
         elsewhere: is told of plans that need more than is here (another bundle, or blobs that are
-            missing), and by None that this version is served no more.
+            missing), and by None that this version is served no more, or not to this device.
 
     Raises:
         BundleError: not a bundle, or the plan is for another.

@@ -1,11 +1,13 @@
 """A real TCP peer that misbehaves: what an edge may meet where its tail should be."""
 
 import contextlib
+import select
 import socket
 import socketserver
 import ssl
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 Conversation = Callable[[socket.socket], None]
 
@@ -126,3 +128,34 @@ class Peer:
         """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
+
+
+@dataclass
+class Relay:
+    """Stands between a device and its pool, and changes what it is told to.
+
+    Attributes:
+        address: host and port of the pool.
+        alter: makes another answer of what came for a request.
+        asked: heads of the requests that went through, oldest first.
+    """
+
+    address: tuple[str, int]
+    alter: Callable[[bytes, bytes], bytes] = lambda _, answer: answer
+    asked: list[bytes] = field(default_factory=list)
+
+    def __call__(self, sock: socket.socket) -> None:
+        """Pass bytes on, both ways, until either side has none left."""
+        with socket.create_connection(self.address) as pool:
+            while True:
+                buffered = isinstance(sock, ssl.SSLSocket) and sock.pending()
+                for one in [sock] if buffered else select.select([sock, pool], [], [])[0]:
+                    data = one.recv(65536)
+                    if not data:
+                        return
+                    if one is sock:
+                        if data.startswith((b"GET ", b"POST ")):
+                            self.asked.append(data.partition(b"\r\n\r\n")[0])
+                        pool.sendall(data)
+                    else:
+                        sock.sendall(self.alter(self.asked[-1], data))
