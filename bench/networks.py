@@ -19,13 +19,8 @@ from bench.report import ROOT
 from dovetail.bundle import Bundle
 from dovetail.ladder import CostProfile, Ladder
 from dovetail.runtime import session_options
-from dovetail_partitioner.partition import (
-    COSTS_FILE,
-    DEFAULT_SEGMENTS,
-    Options,
-    partition,
-    read_costs,
-)
+from dovetail_partitioner.costs_file import COSTS_FILE, read_costs
+from dovetail_partitioner.partition import DEFAULT_SEGMENTS, Options, partition
 from dovetail_partitioner.whole import open_session
 
 # Chosen before anything was measured: trained networks of several kinds with real inputs, and

@@ -25,8 +25,9 @@ from dovetail.bundle import Bundle
 from dovetail.errors import BundleError, CostsError, DovetailError, ManifestError
 from dovetail.layout import canonical_json, digest_of
 from dovetail.registry import LOGIN_FILE, Registry
+from dovetail_partitioner.costs_file import write_costs
 from dovetail_partitioner.declared import made_from, options
-from dovetail_partitioner.partition import PartitionResult, partition, write_costs
+from dovetail_partitioner.partition import PartitionResult, partition
 from dovetail_partitioner.progress import Report
 from dovetail_partitioner.sources import (
     MOST_ROWS,

@@ -14,13 +14,10 @@ The steps and what each hands to the next:
 Until that rename an interrupted or refused partition leaves what was there before.
 """
 
-import os
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from dovetail.api import Quality
 from dovetail.bundle import (
@@ -34,7 +31,6 @@ from dovetail.bundle import (
     WeightGroup,
     check_config,
 )
-from dovetail.errors import CostsError
 from dovetail.ladder import CostProfile, Ladder
 from dovetail.layout import canonical_json
 from dovetail.runtime import SegmentRuntime
@@ -50,6 +46,7 @@ from dovetail_partitioner.costs import (
     measure_ops,
     measure_segments,
 )
+from dovetail_partitioner.costs_file import COSTS_FILE, read_costs, write_costs
 from dovetail_partitioner.emit import Emitted, emit
 from dovetail_partitioner.graph import TensorInfo
 from dovetail_partitioner.importer import Imported, import_model
@@ -69,7 +66,6 @@ from dovetail_partitioner.rungs import candidates, coded_bytes
 from dovetail_partitioner.search import Chain, search
 from dovetail_partitioner.whole import Answers, Model, load_whole
 
-COSTS_FILE = "costs.json"
 DEFAULT_SEGMENTS = 6
 
 # What a float crossing tensor shrinks to, against float32: int8 codes; JPEG for a declared image.
@@ -168,24 +164,6 @@ def partition(
         return _Work(imported, writer, served, chosen, report).make(path, calibration, costs)
 
 
-def read_costs(path: Path) -> CostProfile:
-    """Read a cost profile; raises `CostsError` where it is none."""
-    try:
-        return CostProfile.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise CostsError(f"{path}: {error.strerror}; expected a cost profile") from error
-    except ValidationError as error:
-        where, what = ".".join(map(str, error.errors()[0]["loc"])), error.errors()[0]["msg"]
-        raise CostsError(f"{path} is not a cost profile: {where} {what}") from error
-
-
-def write_costs(path: Path, costs: CostProfile) -> None:
-    """Write a cost profile in one step."""
-    temp = path.with_name(f".{path.name}.{os.getpid()}")
-    temp.write_bytes(canonical_json(costs.model_dump(mode="json", by_alias=True)))
-    temp.replace(path)
-
-
 def describe(
     imported: Imported, emitted: Emitted, writer: BundleWriter, name: str, image: Image | None
 ) -> BundleConfig:
@@ -248,7 +226,7 @@ class _Work:
         old = read_costs(given) if given else None
         whole = self._whole(optimize=True)
         rows = self._rows(calibration, whole)
-        answers = [whole(row) for row in rows]
+        answers = self._answers(whole, rows)
         refuse_vacuous(answers, self._imported.outputs)
         costs = old or self._measured_ops(rows)
         check_costs(costs, self._imported.digest, self._imported.graph)
@@ -282,6 +260,13 @@ class _Work:
         if calibration is not None:
             return given_rows(calibration, specs)
         return generated_rows(specs, self._options.image, self._imported.digest, whole)
+
+    def _answers(self, whole: Model, rows: Rows) -> list[Answers]:
+        answers = []
+        for done, row in enumerate(rows):
+            self._report("asking the whole model", done, rows.count)
+            answers.append(whole(row))
+        return answers
 
     def _measured_ops(self, rows: Rows) -> CostProfile:
         threads = self._options.threads

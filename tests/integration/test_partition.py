@@ -21,13 +21,8 @@ from dovetail.errors import (
     ProofVacuous,
 )
 from dovetail.ladder import Ladder
-from dovetail_partitioner.partition import (
-    COSTS_FILE,
-    Options,
-    PartitionResult,
-    partition,
-    write_costs,
-)
+from dovetail_partitioner.costs_file import COSTS_FILE, write_costs
+from dovetail_partitioner.partition import Options, PartitionResult, partition
 from dovetail_partitioner.verify import RungCheck, verify
 
 OPTIONS = Options(image=Image(input="x"), max_segments=4)

@@ -68,7 +68,7 @@ def command(
 def _read(path: Path, costs: Path | None) -> "tuple[Bundle, CostProfile, Proof]":
     """A bundle, the cost profile beside it unless another is given, and its proof."""
     from dovetail.bundle import Bundle
-    from dovetail_partitioner.partition import COSTS_FILE, read_costs
+    from dovetail_partitioner.costs_file import COSTS_FILE, read_costs
     from dovetail_partitioner.proof import read_proof
 
     bundle = Bundle(path)

@@ -13,8 +13,9 @@ from dovetail.errors import BundleError, ManifestError, ModelNotReadable
 from dovetail.ladder import CostProfile
 from dovetail.layout import canonical_json, digest_of
 from dovetail_cli.local.state import State
+from dovetail_partitioner.costs_file import COSTS_FILE, read_costs
 from dovetail_partitioner.declared import made_from, options
-from dovetail_partitioner.partition import COSTS_FILE, partition, read_costs
+from dovetail_partitioner.partition import partition
 from dovetail_partitioner.progress import Report
 from dovetail_partitioner.sources import MOST_MODEL, fetch_http, file_digest
 
