@@ -31,6 +31,7 @@ SPAN_REQUEST: Final = "dovetail.edge"  # an edge's whole request, the root of it
 SPAN_HEAD: Final = "dovetail.edge.head"
 SPAN_CALL: Final = "dovetail.edge.call"  # the client span around the tail
 SPAN_TAIL: Final = "dovetail.tail"
+SPAN_RECONCILE: Final = "dovetail.operator.reconcile"
 
 RUNG: Final = "dovetail.rung"
 DEPLOYMENT: Final = "dovetail.deployment"
@@ -96,7 +97,7 @@ def setup(service: str) -> None:
     except ImportError as error:
         raise MissingTool(
             f"{ENDPOINT_VARIABLE} is set, but the OpenTelemetry SDK is not installed: "
-            "pip install 'dovetail[edge]'"
+            "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
         ) from error
     resource = Resource.create({"service.name": service})
     traces = TracerProvider(resource=resource)

@@ -9,10 +9,14 @@ import sys
 import uuid
 from pathlib import Path
 
+from prometheus_client import REGISTRY
+
+from dovetail import telemetry
 from dovetail.errors import DovetailError
 from dovetail_operator import logs
 from dovetail_operator.client import connect
 from dovetail_operator.config import Config
+from dovetail_operator.exposition import Deployments
 from dovetail_operator.health import HealthServer
 from dovetail_operator.lease import Terms
 from dovetail_operator.process import Operator
@@ -25,6 +29,7 @@ def main() -> int:
     args = _parser().parse_args()
     logs.setup(args.log_level)
     try:
+        telemetry.setup("dovetail-operator")
         config = Config.load(args.config)
         operator = Operator(
             connect(args.kubeconfig),
@@ -36,6 +41,8 @@ def main() -> int:
     except DovetailError as error:
         log.error("%s", error, extra={"code": error.code})  # noqa: TRY400  the message says it all
         return error.exit_code
+    hybrids = operator.world.stores["HybridDeployment"]
+    REGISTRY.register(Deployments(hybrids, lambda: operator.lease.held))
     health = HealthServer(
         args.host,
         args.port,

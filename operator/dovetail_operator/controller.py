@@ -10,10 +10,12 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
+from dovetail import telemetry
 from dovetail.errors import DovetailError
+from dovetail_operator import logs
 from dovetail_operator.client import ApiError, Conflict, LeaseLost
 from dovetail_operator.metrics import ACTIVE_WORKERS, RECONCILE_SECONDS, RECONCILES, WORK_SECONDS
 from dovetail_operator.workqueue import WorkQueue
@@ -31,6 +33,7 @@ class Controller:
         reconcile: does the work of one key; returns seconds after which to do it again, or None.
         lost: called once the Lease is lost.
         workers: how many keys at once.
+        about: what logs say of a key besides its name.
     """
 
     def __init__(
@@ -41,8 +44,9 @@ class Controller:
         *,
         workers: int,
         queue: WorkQueue,
+        about: Callable[[str], Mapping[str, object]] = lambda _: {},
     ) -> None:
-        self.queue = queue
+        self.queue, self._about = queue, about
         self._name, self._reconcile, self._lost = name, reconcile, lost
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{index}", daemon=True)
@@ -66,7 +70,8 @@ class Controller:
             began = time.monotonic()
             with ACTIVE_WORKERS.labels(self._name).track_inprogress():
                 try:
-                    self._one(key, began)
+                    with logs.about(**self._words(key)), telemetry.span(telemetry.SPAN_RECONCILE):
+                        self._one(key, began)
                 finally:
                     self.queue.done(key)
             WORK_SECONDS.labels(self.queue.name).observe(time.monotonic() - began)
@@ -90,23 +95,24 @@ class Controller:
             result = "error"
             least = error.retry_after if isinstance(error, ApiError) else 0.0
             wait = self.queue.retry(key, least)
-            log.warning("%s", error, extra=self._extra(key, result) | {"retry_s": round(wait, 1)})
+            log.warning("%s", error, extra={"result": result, "retry_s": round(wait, 1)})
         except Exception:
             result = "error"
             self.queue.retry(key)
-            log.exception("a reconcile failed", extra=self._extra(key, result))
+            log.exception("a reconcile failed", extra={"result": result})
         took = time.monotonic() - began
         RECONCILES.labels(self._name, result).inc()
         RECONCILE_SECONDS.labels(self._name).observe(took)
-        log.debug("reconciled", extra=self._extra(key, result) | {"duration_s": round(took, 4)})
+        log.debug("reconciled", extra={"result": result, "duration_s": round(took, 4)})
 
-    def _extra(self, key: str, result: str) -> dict[str, object]:
+    def _words(self, key: str) -> dict[str, object]:
+        """What every log line of a reconcile says it is about."""
         namespace, name = key.split("/", 1)
         return {
             "controller": self._name,
             "namespace": namespace,
-            "object": name,
+            "name": name,
+            **self._about(key),
             "reconcile_id": uuid.uuid4().hex[:12],
-            "attempt": self.queue.failures(key),
-            "result": result,
+            "attempt": self.queue.failures(key) + 1,
         }

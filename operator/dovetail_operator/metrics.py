@@ -1,7 +1,8 @@
-"""Every metric of the operator, named once; Prometheus reads them from `/metrics`.
+"""Every metric of the operator itself, named once; Prometheus reads them from `/metrics`.
 
 Names follow controller-runtime where it has one, so that a dashboard for other operators reads this
-one too. No label holds the name of an object: series would outlive it.
+one too. No label holds the name of an object: series would outlive it. What is said of single
+deployments is made when it is asked for, in `exposition`.
 """
 
 from typing import Final
@@ -20,6 +21,11 @@ RECONCILE_SECONDS: Final = Histogram(
     "Seconds of one reconcile.",
     ["controller"],
     buckets=_SECONDS,
+)
+TERMINAL_ERRORS: Final = Counter(
+    "dovetail_operator_terminal_errors",
+    "Reconciles that found what only a person can put right, and are not tried again.",
+    ["controller"],
 )
 ACTIVE_WORKERS: Final = Gauge(
     "dovetail_operator_active_workers", "Workers that reconcile now.", ["controller"]

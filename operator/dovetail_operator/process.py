@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import threading
+from collections.abc import Mapping
 from typing import Final
 
 from kubernetes.client import ApiClient
@@ -134,6 +135,7 @@ class Operator:
                 self._lost,
                 workers=_WORKERS,
                 queue=self._hybrids,
+                about=self._known,
             ),
             Controller(
                 "pool", pools.reconcile, self._lost, workers=_POOL_WORKERS, queue=self._pools
@@ -148,6 +150,11 @@ class Operator:
         self._trust.watch(self._everything)
         threading.Thread(target=self._resync, name="resync", daemon=True).start()
         self._mover.run(pools, events)
+
+    def _known(self, key: str) -> Mapping[str, object]:
+        """What logs say of a deployment besides its name."""
+        metadata = (self.world.stores["HybridDeployment"].get(key) or {}).get("metadata", {})
+        return {name: metadata.get(name) for name in ("uid", "generation")}
 
     def _resync(self) -> None:
         """Look at everything now and then, whatever events were lost."""

@@ -3,6 +3,12 @@
 import ast
 from pathlib import Path
 
+from prometheus_client.metrics import MetricWrapperBase
+
+from dovetail_operator import metrics
+from dovetail_operator.exposition import Deployments
+from dovetail_operator.store import Store
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -22,3 +28,19 @@ def test_the_page_explains_every_reason():
 
     assert len(found) > 20
     assert sorted(reason for reason in found if f"| `{reason}` |" not in page) == []
+
+
+def test_the_page_names_every_metric():
+    """A series that a dashboard can show is one that the page has a line for."""
+    page = (ROOT / "docs" / "operations.md").read_text()
+    own = [item for item in vars(metrics).values() if isinstance(item, MetricWrapperBase)]
+    families = [family for item in own for family in item.collect()]
+    families += Deployments(Store(), lambda: True).collect()
+    assert len(families) > 20
+
+    def named(family):
+        full = family.name + ("_total" if family.type == "counter" else "")
+        short = full.removeprefix("dovetail_operator").removeprefix("workqueue")
+        return f"`{full}`" in page or f"`…{short}`" in page
+
+    assert sorted(family.name for family in families if not named(family)) == []
