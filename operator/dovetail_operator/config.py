@@ -6,7 +6,7 @@ that nobody knows is refused, so a typing error in the values never becomes a si
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError
@@ -22,11 +22,16 @@ class Images(Document):
         edge: the edge runtime.
         partitioner: the partition Job.
         serving: Ray with the serving room.
+        pull_policy: when a node pulls them anew.
+        pull_secrets: Secrets of type kubernetes.io/dockerconfigjson with which it does, in the
+            namespace of the pod.
     """
 
     edge: str
     partitioner: str
     serving: str
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    pull_secrets: tuple[str, ...] = ()
 
 
 class Registry(Document):
@@ -94,7 +99,9 @@ class Config(Document):
         external_endpoint: the same as devices outside the cluster reach it; None where they do not.
         endpoint_ca: PEM file of the authority that devices trust beside the usual ones; it is read
             again, so a renewed one needs no restart.
-        telemetry: `OTEL_EXPORTER_OTLP_ENDPOINT` of edges; None for no telemetry.
+        telemetry: `OTEL_EXPORTER_OTLP_ENDPOINT` of edges and pools; None for no telemetry.
+        pool_ingress: rules of a NetworkPolicy by which a dedicated pool is reached from beyond its
+            own pods; None for no NetworkPolicy.
     """
 
     release: str
@@ -110,6 +117,7 @@ class Config(Document):
     external_endpoint: str | None = None
     endpoint_ca: Path | None = None
     telemetry: str | None = None
+    pool_ingress: tuple[Mapping[str, Any], ...] | None = None
 
     @classmethod
     def load(cls, path: Path) -> Self:

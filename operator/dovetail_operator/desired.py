@@ -15,7 +15,7 @@ from typing import Any, Final
 from dovetail.api import HybridDeployment
 from dovetail_operator.client import Json
 from dovetail_operator.config import Config
-from dovetail_operator.names import child, child_name, stamped
+from dovetail_operator.names import POOL_LABEL, child, child_name, stamped
 from dovetail_operator.record import partition_hash
 
 PARTITION: Final = "partition"
@@ -55,6 +55,7 @@ def partition_job(hybrid: Json, deployment: HybridDeployment, config: Config) ->
     container = {
         "name": PARTITION,
         "image": config.images.partitioner,
+        "imagePullPolicy": config.images.pull_policy,
         "command": ["python", "-m", "dovetail_partitioner.job"],
         "args": [f"--push={config.registry.target}"],
         "env": [{"name": "DOVETAIL_MANIFEST", "value": _manifest(deployment)}],
@@ -64,7 +65,7 @@ def partition_job(hybrid: Json, deployment: HybridDeployment, config: Config) ->
         "volumeMounts": [{"name": "work", "mountPath": "/tmp"}, *mounts],  # noqa: S108  in a container of its own
     }
     pod = {
-        **pod_of(hybrid),
+        **pod_of(hybrid, config),
         "restartPolicy": "Never",
         "containers": [container],
         "volumes": [{"name": "work", "emptyDir": {}}, *volumes],
@@ -82,14 +83,39 @@ def partition_job_name(deployment: HybridDeployment) -> str:
     return child_name(deployment.metadata.name, PARTITION, partition_hash(deployment))
 
 
-def pod_of(hybrid: Json) -> Json:
+def pool_policy(hybrid: Json, pool: str, config: Config) -> list[Json]:
+    """Who may reach the pool that a deployment has to itself; nothing where the chart says so.
+
+    Shared pools have theirs from the chart, which knows their names.
+    """
+    if config.pool_ingress is None:
+        return []
+    pods: Json = {"matchLabels": {POOL_LABEL: pool.split("/", 1)[1]}}
+    own: Json = {"from": [{"podSelector": pods}]}  # Ray's processes talk on any port
+    body = child("NetworkPolicy", hybrid, "pool")
+    body["spec"] = {
+        "podSelector": pods,
+        "policyTypes": ["Ingress"],
+        "ingress": [own, *config.pool_ingress],
+    }
+    return [stamped(body)]
+
+
+def pod_of(hybrid: Json, config: Config) -> Json:
     """What every pod of a deployment has: an account without rights, and no privileges."""
+    pulls: Json = {"imagePullSecrets": pull_secrets(config)} if config.images.pull_secrets else {}
     return {
+        **pulls,
         "serviceAccountName": child_name(hybrid["metadata"]["name"], "workload"),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": _POD_SECURITY,
     }
+
+
+def pull_secrets(config: Config) -> list[Json]:
+    """With what a pod's images are pulled."""
+    return [{"name": name} for name in config.images.pull_secrets]
 
 
 def _manifest(deployment: HybridDeployment) -> str:

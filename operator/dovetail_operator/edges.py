@@ -15,6 +15,7 @@ from typing import Final
 from dovetail.api import HybridDeployment
 from dovetail.errors import ManifestError
 from dovetail.placement import EdgeClass
+from dovetail.telemetry import ENDPOINT_VARIABLE
 from dovetail_operator.client import Json
 from dovetail_operator.config import Config
 from dovetail_operator.desired import CONTAINER_SECURITY, USER, pod_of
@@ -115,7 +116,7 @@ def edge(
     state = _state(hybrid, edge_class, config)
     arguments = _arguments(edge_class, reach, state, slower)
     pod = {
-        **pod_of(hybrid),
+        **pod_of(hybrid, config),
         "nodeSelector": dict(edge_class.node_selector),
         "tolerations": [
             item.model_dump(exclude_none=True, by_alias=True) for item in edge_class.tolerations
@@ -208,6 +209,7 @@ def _owner_of_state(state: str, config: Config) -> Json:
     return {
         "name": "state",
         "image": config.images.edge,
+        "imagePullPolicy": config.images.pull_policy,
         "command": ["chown", f"{USER}:{USER}", state],
         "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "64Mi"}},
         "securityContext": {
@@ -226,10 +228,11 @@ def _container(edge_class: EdgeClass, arguments: list[str], state: str, config: 
         {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
     ]
     if config.telemetry is not None:
-        env.append({"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": config.telemetry})
+        env.append({"name": ENDPOINT_VARIABLE, "value": config.telemetry})
     return {
         "name": "edge",
         "image": config.images.edge,
+        "imagePullPolicy": config.images.pull_policy,
         "command": ["python", "-m", "dovetail_edge"],
         "args": arguments,
         "env": env,

@@ -39,6 +39,7 @@ _COLLECTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "DaemonSet": ("apps/v1", "daemonsets"),
     "ControllerRevision": ("apps/v1", "controllerrevisions"),
     "RayService": ("ray.io/v1", "rayservices"),
+    "NetworkPolicy": ("networking.k8s.io/v1", "networkpolicies"),
     "Event": ("events.k8s.io/v1", "events"),
     "Lease": ("coordination.k8s.io/v1", "leases"),
 }

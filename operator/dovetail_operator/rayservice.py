@@ -16,8 +16,10 @@ from typing import Any, Final
 from dovetail.api import Spec
 from dovetail.plan import Plan
 from dovetail.pool import SERVE_ENVIRONMENT, LedgerApp, Replicas, TailApp, serve_config
+from dovetail.telemetry import ENDPOINT_VARIABLE
 from dovetail_operator.client import Json
 from dovetail_operator.config import Config, PoolConfig
+from dovetail_operator.desired import pull_secrets
 from dovetail_operator.names import POOL_LABEL, labels, stamped
 
 PORT: Final = 8000
@@ -211,6 +213,8 @@ def _cluster(pool: PoolConfig, config: Config, marks: Mapping[str, str]) -> Json
 
 def _pod(name: str, cpu: str, memory: str, config: Config, marks: Mapping[str, str]) -> Json:
     environment = {**_ENVIRONMENT, "DOVETAIL_REGISTRY": config.registry.target}
+    if config.telemetry is not None:
+        environment[ENDPOINT_VARIABLE] = config.telemetry
     volumes: list[Json] = [{"name": name, "emptyDir": {}} for name in ("cache", "tmp")]
     mounts: list[Json] = [
         {"name": "cache", "mountPath": config.cache},
@@ -224,6 +228,7 @@ def _pod(name: str, cpu: str, memory: str, config: Config, marks: Mapping[str, s
     container: dict[str, Any] = {
         "name": name,
         "image": config.images.serving,
+        "imagePullPolicy": config.images.pull_policy,
         "env": [{"name": key, "value": environment[key]} for key in sorted(environment)],
         "resources": {
             "requests": {"cpu": cpu, "memory": memory},
@@ -232,9 +237,11 @@ def _pod(name: str, cpu: str, memory: str, config: Config, marks: Mapping[str, s
         "securityContext": _SECURITY,
         "volumeMounts": mounts,
     }
+    pulls: Json = {"imagePullSecrets": pull_secrets(config)} if config.images.pull_secrets else {}
     return {
         "metadata": {"labels": dict(marks)},
         "spec": {
+            **pulls,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "securityContext": _POD_SECURITY,

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from dovetail.api import HybridDeployment, seconds
 from dovetail.errors import BundleError, ManifestError, Unavailable, UnknownRung
+from dovetail.placement import DEDICATED
 from dovetail_operator import conditions, desired, edges
 from dovetail_operator.classes import class_statuses, moves_told
 from dovetail_operator.client import Api, ApiError, Conflict, Json
@@ -29,6 +30,7 @@ from dovetail_operator.conditions import (
 )
 from dovetail_operator.hands import Hand, Hands
 from dovetail_operator.ledger import Presence
+from dovetail_operator.metrics import TERMINAL_ERRORS
 from dovetail_operator.moving import Mover
 from dovetail_operator.names import child_name, collection, path_of, same, stamped
 from dovetail_operator.pools import Pools, parse
@@ -39,6 +41,8 @@ from dovetail_operator.trust import Trust
 from dovetail_operator.versions import KIND, Progress, Versions, names_to_keep
 from dovetail_operator.world import CHILDREN, OWNER, World, pool_key
 
+_CONTROLLER: Final = "hybriddeployment"
+_BEHIND: Final = 0.2  # seconds; a status that comes back is no event that brings a key back
 _MEASURED: Final = ("Measuring", "NoRequests")
 
 
@@ -90,10 +94,11 @@ class Reconciler:
             self._reporter.forget(key)
             return None
         if self._reporter.is_behind(hybrid):
-            return None
+            return _BEHIND
         try:
             deployment = parse(hybrid)
         except ValidationError as error:
+            TERMINAL_ERRORS.labels(_CONTROLLER).inc()
             self._reporter.report(hybrid, invalid(hybrid, error))
             return None
         try:
@@ -115,6 +120,9 @@ class Reconciler:
         progress = self._roll(hybrid, deployment, now)
         record, wrong, hands = progress.record, AS_EXPECTED, dict[str, Hand]()
         wanted: list[Json] = []
+        if deployment.spec.cloud.pool == DEDICATED:
+            config = self._world.config
+            wanted += desired.pool_policy(hybrid, pool_key(hybrid, config), config)
         if progress.job is not None or record is not None:
             wanted.append(desired.service_account(hybrid))
         if progress.job is not None:
@@ -127,6 +135,7 @@ class Reconciler:
                 hands = self._hands.ensure(deployment, generation, record, told)
                 wanted += self._serving(hybrid, deployment, record, hands, slower)
             except (ManifestError, UnknownRung, BundleError) as error:
+                TERMINAL_ERRORS.labels(_CONTROLLER).inc()
                 wrong = Finding("True", error.code, str(error))
         self._write(hybrid, wanted, deployment, progress, keep=wrong is not AS_EXPECTED)
         return progress, self._find(hybrid, deployment, progress, hands, wrong)

@@ -39,7 +39,7 @@ class Reporter:
         self._written: dict[str, int] = {}
 
     def is_behind(self, hybrid: Json) -> bool:
-        """Whether our own last write of a status is not back yet; it will bring the key back."""
+        """Whether our own last write of a status is not back yet: look again soon."""
         return int(hybrid["metadata"]["resourceVersion"]) < self._written.get(key_of(hybrid), 0)
 
     def forget(self, key: str) -> None:

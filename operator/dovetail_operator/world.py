@@ -38,8 +38,11 @@ CHILDREN: Final = (
     "DaemonSet",
     "Service",
     "ControllerRevision",
+    "NetworkPolicy",
 )
-_SLIM: Final = frozenset({"ServiceAccount", "Secret", "Service", "ControllerRevision"})
+_SLIM: Final = frozenset(
+    {"ServiceAccount", "Secret", "Service", "ControllerRevision", "NetworkPolicy"}
+)
 
 Notify = Callable[[str], None]
 
@@ -96,7 +99,7 @@ class World:
             path = collection(kind, namespace)
             kinds.append(
                 (
-                    Kind(f"{kind.lower()}s", path, selector, kind in _SLIM, keep),
+                    Kind(path.rsplit("/", 1)[1], path, selector, kind in _SLIM, keep),
                     self._child_changed,
                 )
             )

@@ -101,7 +101,6 @@ EVERYTHING: dict[str, Any] = {
         "enabled": True,
         "kuberayNamespace": "kuberay",
         "poolsFrom": [PEER],
-        "dedicatedNamespaces": ["default"],
     },
 }
 MATRIX: dict[str, dict[str, Any]] = {

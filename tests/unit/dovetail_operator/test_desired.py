@@ -8,7 +8,7 @@ from dovetail_operator import conditions, desired, edges
 from dovetail_operator.conditions import Finding, Findings
 from dovetail_operator.config import Config
 from dovetail_operator.names import child_name, same, stamped
-from dovetail_operator.rayservice import Claim, admitted
+from dovetail_operator.rayservice import Claim, admitted, ray_service
 from dovetail_operator.record import partition_hash
 
 CONFIG = Config.model_validate(
@@ -274,3 +274,47 @@ def test_a_long_message_is_cut_with_a_mark():
 
     assert all(len(one.message) <= 1024 for one in status.conditions)
     assert ready(status).message.endswith("…")
+
+
+def pods_of(config):
+    """The pods of a Job, an edge and a pool."""
+    item = hybrid(edge={"classes": [{"name": "camera", "nodeSelector": {"kind": "camera"}}]})
+    (edge_class,) = parsed(item).spec.edge.classes
+    reach = edges.Access("http://pool")
+    yield desired.partition_job(item, parsed(item), config)["spec"]["template"]["spec"]
+    yield edges.edge(item, edge_class, reach, config, slower=None)[0]["spec"]["template"]["spec"]
+    pool = ray_service(
+        "p", "n", {}, members=(), pool=config.pools[0], config=config, operator_token=""
+    )
+    cluster = pool["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        yield group["template"]["spec"]
+
+
+def test_every_pod_pulls_its_image_as_the_chart_says():
+    """Verify policy and Secrets in Job, edge, head and worker, and no Secrets where none are."""
+    images = CONFIG.images.model_copy(update={"pull_policy": "Always", "pull_secrets": ("a", "b")})
+    found = list(pods_of(CONFIG.model_copy(update={"images": images})))
+
+    assert len(found) == 4
+    for pod in found:
+        containers = [*pod.get("initContainers", ()), *pod["containers"]]
+        assert {container["imagePullPolicy"] for container in containers} == {"Always"}
+        assert pod["imagePullSecrets"] == [{"name": "a"}, {"name": "b"}]
+    assert not any("imagePullSecrets" in pod for pod in pods_of(CONFIG))
+
+
+def test_a_pool_of_its_own_is_reached_by_its_own_pods_and_whom_the_chart_names():
+    """Verify the policy's pods and callers, and that there is none where the chart wants none."""
+    rules = ({"ports": [{"port": 8000}]},)
+    (policy,) = desired.pool_policy(
+        hybrid(), "default/mine", CONFIG.model_copy(update={"pool_ingress": rules})
+    )
+
+    pods = {"matchLabels": {"dovetail.dev/pool": "mine"}}
+    assert policy["spec"] == {
+        "podSelector": pods,
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": pods}]}, *rules],
+    }
+    assert desired.pool_policy(hybrid(), "default/mine", CONFIG) == []

@@ -8,6 +8,13 @@ images:
   edge: {{ include "dovetail.image" (list . "edge") | quote }}
   partitioner: {{ include "dovetail.image" (list . "partitioner") | quote }}
   serving: {{ include "dovetail.image" (list . "serving") | quote }}
+  pullPolicy: {{ .Values.images.pullPolicy }}
+  {{- with .Values.images.pullSecrets }}
+  pullSecrets:
+    {{- range . }}
+    - {{ .name }}
+    {{- end }}
+  {{- end }}
 registry:
   url: {{ required "registry.url: say where bundles are kept, as http(s)://host[:port]" .Values.registry.url | quote }}
   repository: {{ .Values.registry.repository | quote }}
@@ -33,6 +40,10 @@ endpointCa: /etc/dovetail/gateway/ca.crt
 {{- end }}
 {{- with .Values.telemetry.otlpEndpoint }}
 telemetry: {{ . }}
+{{- end }}
+{{- if .Values.networkPolicy.enabled }}
+poolIngress:
+  {{- include "dovetail.poolIngress" . | nindent 2 }}
 {{- end }}
 {{- end -}}
 

@@ -23,6 +23,10 @@ no rule can say; `get` on a Secret it has for its own token only.
 - apiGroups: [apps]
   resources: [controllerrevisions]
   verbs: [create, delete, get, list, patch, watch]
+# who may reach a pool that one deployment has to itself
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [create, delete, list, patch, watch]
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [create, delete, list, patch, watch]
