@@ -32,7 +32,7 @@ demo: setup  ## the main job: a real network, a slow device, a link that collaps
 
 test: setup  ## the default suite, under 12 minutes on 2 cores
 	@$(BIN)/python -m tests.kube.binaries || \
-	  echo "note: the tests on a real API server will be skipped" >&2
+	  echo "note: tests that need what is missing will be skipped, and say so" >&2
 	$(BIN)/python -m pytest -q -m "not slow"
 
 test-slow: setup  ## the rest of the suite: minutes each
@@ -54,7 +54,7 @@ crds: setup  ## write the CustomResourceDefinition from the types
 	@mkdir -p $(dir $(CRD))
 	@$(BIN)/python -m dovetail.crd > $(CRD).new && mv $(CRD).new $(CRD) || { rm -f $(CRD).new; exit 1; }
 
-kube: setup  ## find or build the API server that tests use (Go; minutes when cold)
+kube: setup  ## find or build the API server, helm and DNS that tests use (Go; minutes when cold)
 	@$(BIN)/python -m tests.kube.binaries
 	@$(BIN)/python -m tests.kube.kuberay
 	@$(BIN)/python -m tests.kube.definitions

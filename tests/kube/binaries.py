@@ -29,6 +29,8 @@ KUBERAY: Final = "v1.6.2"
 CACHE: Final = Path(__file__).parents[2] / ".cache" / "kube"
 _MODULE: Final = "k8s.io/kubernetes"
 API_SERVER: Final = ("etcd", "kube-apiserver")
+# what the default suite runs: an API server, its garbage collector, the chart and its gateway
+SUITE: Final = (*API_SERVER, "kube-controller-manager", "helm", "coredns")
 CLUSTER: Final = (
     *API_SERVER,
     "kube-controller-manager",
@@ -171,7 +173,7 @@ def _go(folder: Path, *arguments: str) -> str:
 
 def main(names: Sequence[str]) -> int:
     """Find or build programs, print where each is; returns the exit code."""
-    for name in names or API_SERVER:
+    for name in names or SUITE:
         try:
             binary = find(name)
         except MissingTool:
