@@ -2,7 +2,9 @@
 
 `dovetail.control` decides; here is only which state belongs to which deployment, and how a hand
 goes on from a plan that an earlier operator left or that another spec made. A generation is never
-used twice for two plans: whatever differs from the plan in force gets the next one.
+used twice for two plans: whatever differs from the plan in force gets a higher one. What another
+spec made, or the first one, is at the clock or above, so that a deployment that is made again, or
+restored, stands above what devices and replicas still hold of before (ADR 0011).
 """
 
 import math
@@ -68,21 +70,23 @@ class Hand:
         return Hand(self.terms, state, self.facts, seen, recent, since, figures), decision
 
 
-def resume(terms: Terms, plan: Plan | None) -> State:
+def resume(terms: Terms, plan: Plan | None, now: float) -> State:
     """The state that goes on from the plan in force; its plan is that very one where it may be.
 
     Args:
         terms: what may be done now.
         plan: the plan in force; None for none yet.
+        now: seconds since the epoch.
     """
     if plan is None:
-        return start(terms, 1)
-    fresh = start(terms, plan.generation + 1)
+        return start(terms, int(now))
+    generation = max(plan.generation + 1, int(now))
+    fresh = start(terms, generation)
     if plan.bundle != terms.bundle:
         return fresh
     known = _priced(terms, plan)
     if terms.pinned is None and plan.default in terms.ladder.ids():
-        fresh = State(terms.plan(plan.generation + 1, plan.default, known))
+        fresh = State(terms.plan(generation, plan.default, known))
     fresh = replace(fresh, published=known, conditions=known)
     unpriced = {"generation", "ladder"}
     same = fresh.plan.model_dump(exclude=unpriced) == plan.model_dump(exclude=unpriced)
@@ -140,7 +144,7 @@ class Hands:
         made: dict[str, Hand] = {}
         for item in deployment.spec.edge.classes:
             own = terms(deployment, item, bundle=record.bundle, config=config, costs=costs)
-            state = resume(own, self._plan(key, item.name, record))
+            state = resume(own, self._plan(key, item.name, record), time.time())
             told = moves.get(item.name, ())
             if told:
                 state = replace(state, moves=tuple(told), moved_at=told[-1].at)

@@ -10,6 +10,8 @@ from dovetail.ladder import Conditions
 from dovetail_operator.hands import Hands, resume
 from dovetail_operator.record import Record, partition_hash
 
+NOW = 1_800_000_000.0
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
@@ -48,7 +50,20 @@ def test_a_plan_that_still_holds_is_gone_on_with_as_it_is(tiny):
     own = terms_of(tiny)
     plan = own.plan(7, "cut1-int8", Conditions(edge=3.0))
 
-    assert resume(own, plan).plan == plan
+    assert resume(own, plan, NOW).plan == plan
+
+
+def test_a_deployment_made_again_stands_above_its_earlier_life(tiny):
+    """Verify that devices take a new life's first plan, and a restored one's next spec."""
+    own = terms_of(tiny)
+    first = resume(own, None, NOW).plan
+    last = own.plan(first.generation + 3600, "cut1-int8", Conditions())
+
+    again = resume(own, None, NOW + 3601).plan
+    restored = resume(terms_of(tiny, privacy="Private"), first, NOW + 3601).plan
+
+    assert again.generation > last.generation
+    assert restored.generation > last.generation
 
 
 def test_how_fast_device_and_cloud_are_is_known_again_from_the_plan(tiny):
@@ -56,7 +71,7 @@ def test_how_fast_device_and_cloud_are_is_known_again_from_the_plan(tiny):
     own = terms_of(tiny)
     plan = own.plan(7, "cut1-int8", Conditions(edge=30.0, cloud=1.5))
 
-    known = resume(own, plan).conditions
+    known = resume(own, plan, NOW).conditions
     assert (known.edge, known.cloud) == (pytest.approx(30.0), pytest.approx(1.5))
 
 
@@ -75,9 +90,10 @@ def test_another_spec_is_the_next_generation_and_keeps_the_rung_where_it_may(tin
     """Verify that what differs gets a higher generation, and which rung it starts from."""
     plan = terms_of(tiny).plan(7, "cut1-int8", Conditions())
 
-    state = resume(terms_of(tiny, **spec), plan)
+    state = resume(terms_of(tiny, **spec), plan, NOW)
 
-    assert (state.plan.generation, state.plan.default) == (8, default)
+    assert state.plan.generation > plan.generation
+    assert state.plan.default == default
 
 
 def test_a_record_survives_its_config_map(tiny):
@@ -109,7 +125,7 @@ def test_a_hand_never_goes_back_behind_what_it_decided(tiny):
         for generation, one in enumerate((free, pinned, free, free), 1)
     ]
 
-    assert seen == [1, 2, 3, 3]
+    assert seen[0] < seen[1] < seen[2] == seen[3]
 
 
 def test_a_pinned_rung_that_is_not_there_changes_nothing(tiny):
