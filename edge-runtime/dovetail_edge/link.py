@@ -9,7 +9,8 @@ one non-blocking socket, `poll`, and httptools (the parser uvicorn uses) for the
 What it prevents: a connection on which anything went wrong, or whose answer was not waited for, is
 closed and never used again, so an answer can't reach a request it was not made for. Answers are
 bounded before they are read. Names are resolved only in the constructor and in `resolve`, which
-the background thread calls: a resolver that hangs while offline must not hold a request.
+the background thread calls: a resolver that hangs while offline must neither hold a request nor the
+start of a device that can answer by itself.
 
 TLS is a socket of another make (`secure`); nothing else here knows of it.
 """
@@ -20,6 +21,7 @@ import math
 import os
 import select
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -38,6 +40,7 @@ _CHUNK = 64 << 10
 _MAX_HEADERS = 32 << 10
 _MAX_PARTS = 64  # buffers a system call is given; the system's own limit is 1024
 _MAX_IDLE = 8  # connections kept; more only while more requests are under way
+_FIRST_LOOK = 1.0  # seconds that a new link waits for its name; later looks go on without it
 _PORTS = {"http": 80, "https": 443}
 
 Connection = socket.socket | SecureSocket
@@ -136,7 +139,9 @@ class TailLink:
         self._authority = parts.netloc.rpartition("@")[2]
         self._addresses: list[tuple[int, tuple[object, ...]]] = []
         self._idle: deque[Connection] = deque()
-        self.resolve()
+        first = threading.Thread(target=self.resolve, name="dovetail-resolve", daemon=True)
+        first.start()
+        first.join(_FIRST_LOOK)
 
     def resolve(self) -> None:
         """Look the host up; the last addresses are kept where that fails."""
