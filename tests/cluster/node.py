@@ -135,7 +135,8 @@ class Node:
         """Kill a container's processes, as if it had crashed."""
         labels = {"io.kubernetes.pod.name": pod, "io.kubernetes.container.name": container}
         wanted = ",".join(f'labels."{key}"=={value}' for key, value in labels.items())
-        (found,) = self.ctr("containers", "list", "-q", wanted).split()
+        known = set(self.ctr("containers", "list", "-q", wanted).split())
+        (found,) = known & set(self.ctr("tasks", "list", "-q").split())  # others have ended
         self.ctr("tasks", "kill", "--all", "--signal", "SIGKILL", found)
 
     def inside(self, *command: str) -> list[str]:
