@@ -7,6 +7,7 @@ says, every other blob is what the manifest says, and a blob that is not is thro
 Reference: RFC 9110 section 14 (range requests).
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -137,11 +138,11 @@ class Fetcher:
             Overtaken: the process ends.
         """
         bundle = self.prepare(plan)
-        todo = missing(plan, bundle)
-        total = sum(bundle.blobs[one] for one in needed(plan, bundle))
-        progress = _Progress(plan.bundle, total, told)
-        progress.have = total - sum(bundle.blobs[one] for one in todo)
-        with self._writing(plan.bundle):
+        with self._writing(plan.bundle), _alone(bundle.path):
+            todo = missing(plan, bundle)
+            total = sum(bundle.blobs[one] for one in needed(plan, bundle))
+            progress = _Progress(plan.bundle, total, told)
+            progress.have = total - sum(bundle.blobs[one] for one in todo)
             for digest in todo:
                 self._blob(bundle.path, digest, bundle.blobs[digest], progress)
         return bundle
@@ -253,6 +254,20 @@ class _Progress:
             self._logged = now
             share = 100 * self.have // max(self._total, 1)
             log.info("bundle %s: %d of %d bytes, %d %%", self._name, self.have, self._total, share)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps others of this device out: where one edge takes another's place, both are there.
+
+    The lock ends with whoever holds it, however that ends.
+    """
+    with _partial(folder, "lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FetchFailed(f"another process fetches into {folder}; it is waited for") from None
+        yield
 
 
 def _partial(folder: Path, digest: str) -> Path:

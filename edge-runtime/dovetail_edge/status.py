@@ -56,8 +56,8 @@ class Status(Document):
         device: who this device is; None where it does not say.
         following: the plan it is getting ready for; None where there is none.
         link: its link; None where it was not seen lately.
-        outcomes: requests since the start by outcome.
-        totals: everything since the start, as `Window.dump` writes it.
+        outcomes: requests since its bundle was loaded, by outcome.
+        totals: everything since then, as `Window.dump` writes it.
         recent: what was seen in the last seconds, by rung.
         moves: the last moves, newest last.
         longest_switch: seconds the slowest of all moves took.

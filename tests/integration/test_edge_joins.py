@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 from tests.edge_process import free_port, infer, is_right, running, until
+from tests.integration.gateway import running_gateway, running_names
 from tests.integration.joins import NAME, Device, Group, Load, described, follows
+from tests.kube.operators import NAMESPACE
 from tests.tiny_bundle import rows
 
 pytestmark = pytest.mark.ray
@@ -61,6 +63,28 @@ def test_a_plan_that_needs_more_of_a_bundle_is_followed_once_the_rest_is_here(
         feed = rows(1)
         assert is_right(infer(edge.triton(), feed), made.whole(feed))
     assert few < device.blobs(made) == described(made) | set(made.bundle.needs(0, 3))
+
+
+def test_a_device_joins_through_the_gateway_of_the_chart(
+    group: Group, device: Device, tmp_path: Path
+) -> None:
+    """HAProxy as the chart configures it, and the certificate that the chart makes."""
+    made = group.first
+    plan = group.publish(made)
+    values = {"pools": [{"name": "rays"}], "gateway": {"externalUrl": "https://localhost"}}
+    pool = group.served.pool
+    with running_names(tmp_path) as names:
+        names.set("rays", NAMESPACE, pool.host)
+        with running_gateway(tmp_path, names, pool.port, **values) as gateway:
+            prefix = f"/{NAMESPACE}/rays"
+            until(lambda: gateway.ask(f"{prefix}/-/healthz").status == 200)
+            url = f"https://localhost:{gateway.port}{prefix}"
+            with running(device.join(url, f"--ca-file={gateway.ca_file}")) as edge:
+                feed = rows(2)
+                result = infer(edge.triton(), feed)
+                assert follows(edge, plan)
+                assert is_right(result, made.whole(feed))
+                assert result.get_response()["parameters"]["degraded"] is False
 
 
 def test_a_device_that_joined_answers_from_its_disk_while_its_pool_is_gone(

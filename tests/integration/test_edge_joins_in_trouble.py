@@ -116,7 +116,10 @@ def test_a_port_that_is_taken_is_named_before_anything_is_fetched(
 def test_a_device_killed_amid_a_fetch_goes_on_where_it_was(
     group: Group, device: Device, relay: Relay
 ) -> None:
-    """Kill -9 with a part of the weights on disk: the next start asks for the rest alone."""
+    """Kill -9 with a part of the weights on disk: the next start asks for the rest alone.
+
+    A second edge beside it, as when one pod takes another's place, keeps its hands off.
+    """
     made = group.second
     group.publish(made)
     name, size = weights_of(made), made.bundle.blobs[weights_of(made)]
@@ -133,6 +136,8 @@ def test_a_device_killed_amid_a_fetch_goes_on_where_it_was(
     with closing(Peer(relay)) as front:
         with running(device.flags(front.endpoint), settled=False) as edge:
             until(lambda: len(ranges()) > 1)
+            with running(device.flags(group.endpoint), settled=False) as other:
+                until(lambda: "another process fetches" in waits_for(other))
             edge.end(signal.SIGKILL)
         kept = partial.stat().st_size
         assert 0 < kept < size
