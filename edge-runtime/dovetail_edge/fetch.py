@@ -177,7 +177,7 @@ class Fetcher:
         partial = _partial(folder, digest)
         partial.write_bytes(document)
         partial.replace(blob_dir(folder) / partial.name)
-        self._blob(folder, config.digest, config.size, _Progress(digest, config.size, _quiet))
+        self._blob(folder, config.digest, config.size, _Progress(digest, config.size, None))
         write_entry(folder, digest, len(document))
         bundle = Bundle(folder)
         if bundle.digest != digest:
@@ -239,15 +239,17 @@ class Fetcher:
 
 
 class _Progress:
-    """Tells of bytes, and logs them every few seconds."""
+    """Tells of bytes, and logs them every few seconds; nothing where nobody is to be told."""
 
-    def __init__(self, digest: str, total: int, told: Told) -> None:
+    def __init__(self, digest: str, total: int, told: Told | None) -> None:
         self._name, self._total, self._told = digest.removeprefix("sha256:")[:12], total, told
         self._logged = time.monotonic()
         self.have = 0
 
     def add(self, count: int) -> None:
         self.have += count
+        if self._told is None:
+            return
         self._told(self.have, self._total)
         now = time.monotonic()
         if now - self._logged >= _TOLD_EVERY or self.have == self._total:
@@ -275,7 +277,3 @@ def _partial(folder: Path, digest: str) -> Path:
     path = folder / PARTIAL / digest.removeprefix("sha256:")
     path.parent.mkdir(exist_ok=True)
     return path
-
-
-def _quiet(_: int, __: int) -> None:
-    """Nobody is told."""
