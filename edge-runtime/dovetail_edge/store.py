@@ -48,19 +48,14 @@ def load(folder: Path) -> Plan | None:
 def newest(folder: Path, given: Plan) -> Plan:
     """The plan to start with: the saved one where it is a later generation of the given one.
 
-    A saved plan of another deployment, class or bundle, or one that does not parse, is left out
-    and logged: the given plan is always good enough to start.
+    A saved plan of another deployment, class or bundle, or one that does not parse, is left out:
+    the given plan is always good enough to start.
     """
     saved = load(folder)
-    if saved is None:
+    if saved is None or saved.bundle != given.bundle:
         return given
-    same = (saved.deployment, saved.device_class, saved.bundle) == (
-        given.deployment,
-        given.device_class,
-        given.bundle,
-    )
-    if not same:
-        log.warning("the saved plan in %s is of another deployment, class or bundle", folder)
+    if (saved.deployment, saved.device_class) != (given.deployment, given.device_class):
+        log.warning("the saved plan in %s is of another deployment or class", folder)
         return given
     return saved if saved.generation > given.generation else given
 
