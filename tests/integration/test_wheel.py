@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.edge_process import free_port
 
 ROOT = Path(__file__).parents[2]
 UV = Path(sys.executable).with_name("uv")
@@ -56,6 +57,10 @@ def test_the_edge_extra_installs_and_imports_without_torch_ray_or_kubernetes(tmp
     assert not installed(python) & FORBIDDEN_ON_AN_EDGE
     done = imports(python, ["dovetail.runtime", "dovetail.codecs", "dovetail_edge"])
     assert done.returncode == 0, done.stderr
+    join = [python.with_name("dovetail"), "edge", "join", "http://127.0.0.1:9"]
+    here = [f"--state={tmp_path / 'state'}", f"--port={free_port()}", "--token-file=/dev/null"]
+    joined = subprocess.run([*join, *here], cwd="/", capture_output=True, text=True, check=False)
+    assert (joined.returncode, "holds no token" in joined.stderr) == (2, True), joined.stderr
 
 
 def test_no_extra_still_gives_a_command_that_says_what_to_install(tmp_path, wheel):
