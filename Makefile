@@ -33,7 +33,7 @@ demo: setup  ## the main job: a real network, a slow device, a link that collaps
 test: setup  ## the default suite, under 12 minutes on 2 cores
 	@$(BIN)/python -m tests.kube.binaries || \
 	  echo "note: tests that need what is missing will be skipped, and say so" >&2
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n 2
 
 test-slow: setup  ## the rest of the suite: minutes each
 	$(BIN)/python -m pytest -q -m slow

@@ -1,7 +1,9 @@
 """One run of `dovetail up`, from the manifest to the summary."""
 
+import signal
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,14 +100,33 @@ def _watch(
             model = bundle.config.model.name
             driver = Driver(rows, targets, model, job.rate, scores_of(bundle.config))
             stack.enter_context(driver)
-        try:
-            while job.duration is None or time.time() - system.ready < job.duration:
-                time.sleep(_LOOK_EVERY)
-                _look(clients, records)
-                live.refresh()
-        except KeyboardInterrupt:
+        asked = stack.enter_context(_asked_to_end())
+        while not asked and (job.duration is None or time.time() - system.ready < job.duration):
+            time.sleep(_LOOK_EVERY)
+            _look(clients, records)
+            live.refresh()
+        if asked:
             note("stopping")
     _look(clients, records)
+
+
+@contextmanager
+def _asked_to_end() -> Iterator[list[int]]:
+    """Signals by which somebody asked to end; empty until then.
+
+    Noted rather than raised: what is raised between any two instructions may end up in a callback
+    whose exceptions nobody sees, and then nothing ends.
+    """
+    seen: list[int] = []
+    kept = {
+        number: signal.signal(number, lambda number, _: seen.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield seen
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def _look(clients: dict[str, EdgeClient], records: dict[str, Record]) -> None:
