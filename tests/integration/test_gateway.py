@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 
+import numpy as np
 import pytest
 from tests.certificates import Authority
 from tests.integration.gateway import (
@@ -21,8 +22,12 @@ from tests.integration.gateway import (
 )
 from tests.kube.helm import found_helm, one
 from tests.kube.operators import NAMESPACE
+from tests.tiny_bundle import rows, write_tiny_bundle
 
+from dovetail.pool import TailApp
+from dovetail_edge import Credentials, Session
 from dovetail_operator.world import dedicated_name
+from dovetail_serving.intake import token_digest
 
 SHARED = f"/{NAMESPACE}/default"
 OWN = dedicated_name("page-orientation")
@@ -339,3 +344,37 @@ def test_who_is_being_answered_is_answered_before_the_gateway_ends(names, make_u
         connection.close()
         assert gateway.process.wait(30) == 0
     upstream.stop()
+
+
+@pytest.mark.ray
+def test_a_device_and_its_tail_meet_behind_the_gateway(ray_pool, names, tmp_path):
+    """Verify a real edge and a real tail: answers are the whole model's, 401 is the tail's."""
+    tiny, name = write_tiny_bundle(tmp_path / "bundle", seed=11), "gateway/tiny"
+    plan = tiny.plan("cut1", generation=1, deployment=name, pinned=True, deadline=20.0)
+    tokens = {"camera": token_digest("a token for the gateway")}
+    app = TailApp(
+        name,
+        str(tiny.bundle.path),
+        tiny.bundle.digest,
+        {"camera": plan},
+        tokens=tokens,
+        actor_options={"num_cpus": 0.1},
+    )
+    ray_pool.serve(app)
+    names.set("rays", NAMESPACE, ray_pool.pool.host)
+    values = {"pools": [{"name": "rays"}], "gateway": {"tls": {"dnsNames": ["localhost"]}}}
+    with running_gateway(tmp_path, names, ray_pool.pool.port, **values) as gateway:
+        until(lambda: gateway.ask(f"/{NAMESPACE}/rays/-/healthz").status == 200, "the pool")
+        endpoint = f"https://localhost:{gateway.port}/{NAMESPACE}/rays"
+        credentials = Credentials("a token for the gateway", gateway.ca_file)
+        with Session(tiny.bundle, plan, endpoint=endpoint, credentials=credentials) as session:
+            answers = [session.infer_detailed(rows(2, seed=seed)) for seed in range(5)]
+        refused = gateway.ask(f"/{NAMESPACE}/rays/{app.application}/dovetail/plan")
+
+    for seed, answer in enumerate(answers):
+        assert (answer.rung, answer.degraded) == ("cut1", False)
+        for output, want in tiny.whole(rows(2, seed=seed)).items():
+            np.testing.assert_allclose(answer.outputs[output], want, rtol=1e-4, atol=1e-5)
+    assert refused.status == 401
+    assert "dovetail-error" in refused.headers
+    ray_pool.drop(app)

@@ -1,10 +1,14 @@
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
 import yaml
-from tests.kube.apiserver import running
+from tests.kube.apiserver import ApiServer, running
 from tests.kube.binaries import find
 from tests.kube.cluster import Cluster
+from tests.kube.definitions import definitions
 from tests.kube.kuberay import ray_service_definition
-from tests.kube.operators import install
+from tests.kube.operators import NAMESPACE, install
 from tests.kube.registry import push, running_registry
 from tests.tiny_bundle import write_tiny_bundle
 
@@ -73,6 +77,51 @@ def rays(tmp_path_factory):
         server.define(yaml.safe_load(definition.read_text()))
         install(server)
         yield server
+
+
+@dataclass(frozen=True, slots=True)
+class Charted:
+    """An API server on which the chart is installed.
+
+    Attributes:
+        server: the API server, which knows every kind that the chart can make.
+        audit: what the operator's account asked, a JSON object a line.
+    """
+
+    server: ApiServer
+    audit: Path
+
+
+@pytest.fixture(scope="session")
+def charted(tmp_path_factory):
+    """An API server that knows every kind of the chart and keeps account of what is asked."""
+    folder = tmp_path_factory.mktemp("charted")
+    account = f"system:serviceaccount:{NAMESPACE}:dovetail-operator"
+    policy = {
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "rules": [{"level": "Metadata", "users": [account]}, {"level": "None"}],
+    }
+    (folder / "policy.yaml").write_text(yaml.safe_dump(policy))
+    try:
+        etcd, program = find("etcd"), find("kube-apiserver")
+        defined = [yaml.safe_load(ray_service_definition().read_text()), *definitions()]
+    except MissingTool as error:
+        pytest.skip(str(error))
+    flags = (
+        f"--audit-policy-file={folder / 'policy.yaml'}",
+        f"--audit-log-path={folder / 'audit.log'}",
+        "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
+    )
+    with running(folder, etcd, program, *flags) as server:
+        for definition in defined:
+            server.define(definition)
+        marks = {"pod-security.kubernetes.io/enforce": "restricted"}
+        body = {"apiVersion": "v1", "kind": "Namespace"}
+        body["metadata"] = {"name": NAMESPACE, "labels": marks}
+        server.request("POST", "/api/v1/namespaces", body)
+        yield Charted(server, folder / "audit.log")
 
 
 @pytest.fixture

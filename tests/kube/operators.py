@@ -17,6 +17,7 @@ from tests.kube.apiserver import ApiServer, Json, Refused
 
 NAMESPACE = "dovetail-system"
 WAIT = 60.0
+_STOP = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,12 @@ def operator(
         lines = until(lambda: [x for x in _lines(log) if "port" in x], f"{log} to say its port")
         yield OperatorProcess(process, log, lines[0]["port"])
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # gives the Lease up, or the next operator would wait for its end
+        try:
+            process.wait(_STOP)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def until(look: Callable[[], Any], what: str, seconds: float = WAIT) -> Any:

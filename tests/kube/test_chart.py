@@ -1,5 +1,7 @@
 """The chart as helm renders it: checked by the real API server, read by operator and HAProxy."""
 
+import copy
+import functools
 import json
 import re
 import shutil
@@ -9,15 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.kube.apiserver import Refused, running
-from tests.kube.binaries import find
+from tests.kube.apiserver import Refused
 from tests.kube.chart_values import EVERYTHING, MATRIX
-from tests.kube.definitions import definitions
 from tests.kube.helm import CHART, HelmFailed, found_helm, leaves, one, pods
-from tests.kube.kuberay import ray_service_definition
 from tests.kube.operators import NAMESPACE
 
-from dovetail.errors import MissingTool
 from dovetail_operator.config import Config
 from dovetail_operator.edges import token_secret
 from dovetail_operator.world import dedicated_name
@@ -34,21 +32,15 @@ def helm(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def rendered(helm):
+    """The chart's objects for each set of values of the matrix, rendered once."""
+    return functools.cache(lambda what: helm.template(**MATRIX[what]))
+
+
+@pytest.fixture(scope="module")
+def server(charted):
     """An API server that knows everything that the chart can make."""
-    try:
-        etcd, program = find("etcd"), find("kube-apiserver")
-        defined = [yaml.safe_load(ray_service_definition().read_text()), *definitions()]
-    except MissingTool as error:
-        pytest.skip(str(error))
-    with running(tmp_path_factory.mktemp("chart"), etcd, program) as found:
-        for definition in defined:
-            found.define(definition)
-        marks = {"pod-security.kubernetes.io/enforce": "restricted"}
-        body = {"apiVersion": "v1", "kind": "Namespace"}
-        body["metadata"] = {"name": NAMESPACE, "labels": marks}
-        found.request("POST", "/api/v1/namespaces", body)
-        yield found
+    return charted.server
 
 
 def collection(server, item):
@@ -66,21 +58,20 @@ def test_the_chart_has_nothing_that_lint_would_fault(helm):
     helm.run("lint", "--strict", str(CHART), values=EVERYTHING)
 
 
-@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
-def test_every_object_is_accepted_by_the_api_server(helm, server, values):
+@pytest.mark.parametrize("what", MATRIX)
+def test_every_object_is_accepted_by_the_api_server(rendered, server, what):
     """Verify it to the letter: unknown and doubled fields are refused, as are bad values."""
     names = set()
-    for item in helm.template(**values):
+    for item in rendered(what):
         server.request("POST", collection(server, item), item, params=STRICT)
         names.add((item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"]))
 
     assert ("Deployment", NAMESPACE) in {name[:2] for name in names}
 
 
-@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
-def test_the_operator_accepts_what_the_chart_tells_it(helm, tmp_path, values):
-    objects = helm.template(**values)
-    name = values.get("fullnameOverride", "dovetail")
+@pytest.mark.parametrize("what", MATRIX)
+def test_the_operator_accepts_what_the_chart_tells_it(rendered, tmp_path, what):
+    objects, name = rendered(what), MATRIX[what].get("fullnameOverride", "dovetail")
     file = tmp_path / "config.yaml"
     file.write_text(one(objects, "ConfigMap", f"{name}-config")["data"]["config.yaml"])
     config = Config.load(file)
@@ -94,12 +85,13 @@ def test_the_operator_accepts_what_the_chart_tells_it(helm, tmp_path, values):
     assert config.endpoint_ca is None or str(config.endpoint_ca.parent) in held
 
 
-@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
-def test_haproxy_accepts_the_gateways_configuration(helm, tmp_path, values):
+@pytest.mark.parametrize("what", MATRIX)
+def test_haproxy_accepts_the_gateways_configuration(rendered, tmp_path, what):
+    values = MATRIX[what]
     if shutil.which("haproxy") is None:
         pytest.skip("haproxy is not on PATH; on Debian: apt-get install haproxy")
     name = f"{values.get('fullnameOverride', 'dovetail')}-gateway"
-    found = [x for x in helm.template(**values) if x["metadata"]["name"] == name]
+    found = [x for x in rendered(what) if x["metadata"]["name"] == name]
     texts = [x["data"]["haproxy.cfg"] for x in found if x["kind"] == "ConfigMap"]
     made = values.get("gateway", {})
     without = made.get("enabled") is False or made.get("gatewayApi", {}).get("enabled")
@@ -190,10 +182,10 @@ def test_a_wrong_value_is_refused_with_what_is_wrong(helm, values, message):
     assert message in said or message.replace("/", ".").lstrip(".") in said
 
 
-@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
-def test_every_pod_is_admitted_under_restricted_pod_security(helm, server, values):
+@pytest.mark.parametrize("what", MATRIX)
+def test_every_pod_is_admitted_under_restricted_pod_security(rendered, server, what):
     path = f"/api/v1/namespaces/{NAMESPACE}/pods"
-    found = list(pods(helm.template(**values)))
+    found = list(pods(copy.deepcopy(rendered(what))))
     assert len(found) >= 2
     for pod in found:
         for container in pod["spec"]["containers"]:
@@ -289,7 +281,8 @@ def test_ray_is_reached_by_gateway_operator_kuberay_and_its_own_pool_alone(helm)
 
 def test_what_to_do_next_is_said_and_names_what_is_missing(helm, server, apiserver):
     """Verify it on a server that has KubeRay and on one that has not."""
-    bare = helm.on(apiserver, "install", "--dry-run=server", "--create-namespace")
+    there = {"crds": {"enabled": False}}  # another test's
+    bare = helm.on(apiserver, "install", "--dry-run=server", "--create-namespace", **there)
     assert "KubeRay is missing" in bare
     assert "kubectl label node" in bare
 

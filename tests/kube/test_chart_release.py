@@ -1,5 +1,6 @@
 """A release's life on a real API server: installed, upgraded, with its own rights only, gone."""
 
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -8,15 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.kube.apiserver import Refused, _kubeconfig, running
-from tests.kube.binaries import find
+from tests.kube.apiserver import Refused, _kubeconfig
 from tests.kube.cluster import CAMERA, Cluster
 from tests.kube.controllers import JOBS, finish
-from tests.kube.helm import CHART, found_helm, one
-from tests.kube.kuberay import ray_service_definition
+from tests.kube.helm import CHART, HelmFailed, found_helm, one
 from tests.kube.operators import NAMESPACE, operator, until
-
-from dovetail.errors import MissingTool
 
 pytestmark = pytest.mark.kube
 
@@ -24,7 +21,6 @@ DEFINITION = (
     "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/hybriddeployments.dovetail.dev"
 )
 SECRETS = f"/api/v1/namespaces/{NAMESPACE}/secrets"
-ACCOUNT = f"system:serviceaccount:{NAMESPACE}:dovetail-operator"
 OTHER = "https://models.example/other.onnx"
 # What one life does not show: admission asks whether an owner may be set; an Event is patched where
 # the same happens again within minutes; the oldest of many versions are deleted, and one is read
@@ -46,28 +42,34 @@ def helm(tmp_path):
 
 
 @pytest.fixture
-def server(tmp_path):
-    """An API server of its own that keeps account of what the operator asks."""
-    policy = {
-        "apiVersion": "audit.k8s.io/v1",
-        "kind": "Policy",
-        "omitStages": ["RequestReceived"],
-        "rules": [{"level": "Metadata", "users": [ACCOUNT]}, {"level": "None"}],
-    }
-    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy))
+def server(charted, helm):
+    """The API server that knows everything of the chart, and no release on it before or after."""
+    yield charted.server
+    sweep(charted.server, helm)
+
+
+def sweep(server, helm):
+    """Take away the release and what its operator made; nobody collects garbage here."""
+    with contextlib.suppress(HelmFailed):
+        helm.on(server, "uninstall")
+    with contextlib.suppress(Refused):
+        server.request("DELETE", DEFINITION)
+    until(lambda: not defined(server), "the definition to be gone")
+    for path in (
+        f"/apis/ray.io/v1/namespaces/{NAMESPACE}/rayservices",
+        f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases",
+        f"/api/v1/namespaces/{NAMESPACE}/configmaps",
+        SECRETS,
+    ):
+        server.request("DELETE", path)
+
+
+def defined(server):
+    """The definition, if there is one."""
     try:
-        etcd, program = find("etcd"), find("kube-apiserver")
-        rays = yaml.safe_load(ray_service_definition().read_text())
-    except MissingTool as error:
-        pytest.skip(str(error))
-    flags = (
-        f"--audit-policy-file={tmp_path / 'policy.yaml'}",
-        f"--audit-log-path={tmp_path / 'audit.log'}",
-        "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
-    )
-    with running(tmp_path / "kube", etcd, program, *flags) as found:
-        found.define(rays)
-        yield found
+        return server.request("GET", DEFINITION)
+    except Refused:
+        return None
 
 
 @pytest.fixture
@@ -102,9 +104,9 @@ def configured(server, registry, tmp_path):
     }
 
 
-def asked(tmp_path):
-    """What the operator asked: (group, resource, verb, name, namespace), and what was refused."""
-    lines = [json.loads(line) for line in (tmp_path / "audit.log").read_text().splitlines()]
+def asked(text):
+    """What the operator asked: (group, resource, verb), and what was refused."""
+    lines = [json.loads(line) for line in text.splitlines()]
     seen, refused = set(), []
     for line in lines:
         about = line.get("objectRef", {})
@@ -166,29 +168,19 @@ def live_through(cluster, made, second):
     until(lambda: not cluster.items(sets), "the camera to go")
 
 
-@pytest.fixture(scope="module")
-def second(registry, tmp_path_factory):
-    """Another version in the registry, as its partition Job says it."""
-    from tests.kube.registry import push
-    from tests.tiny_bundle import write_tiny_bundle
-
-    tiny = write_tiny_bundle(tmp_path_factory.mktemp("second") / "tiny", seed=1)
-    digest, costs = push(registry, tiny.bundle, tiny.costs)
-    return {"bundle": digest, "costs": costs}
-
-
 @pytest.mark.parametrize("alone", [False, True], ids=["every namespace", "one namespace"])
 def test_the_operator_may_do_what_it_does_and_no_more(  # noqa: PLR0917  all of them fixtures
-    helm, server, as_operator, registry, made, second, tmp_path, alone
+    helm, server, charted, as_operator, registry, made, second, tmp_path, alone
 ):
     """Verify by the API server's own account that nothing is refused and no right is unused."""
-    cluster = Cluster(server, "vision")
+    cluster = Cluster(server, "vision-alone" if alone else "vision")
+    before = charted.audit.stat().st_size
     values = {"gateway": {"externalUrl": "https://devices.example:8443"}}
     if alone:
-        values["watchNamespace"] = "vision"
+        values["watchNamespace"] = cluster.namespace
     helm.on(server, "install", "--create-namespace", **values)
     config = configured(server, registry, tmp_path)
-    flags = ["--watch-namespace=vision"] if alone else []
+    flags = [f"--watch-namespace={cluster.namespace}"] if alone else []
 
     with operator(as_operator(), tmp_path, config, *flags) as process:
         until(lambda: process.probe("/readyz") == 200, "readiness")
@@ -196,7 +188,7 @@ def test_the_operator_may_do_what_it_does_and_no_more(  # noqa: PLR0917  all of 
         process.process.terminate()  # which gives the Lease back
         process.process.wait(30)
 
-    seen, refused = asked(tmp_path)
+    seen, refused = asked(charted.audit.read_bytes()[before:].decode())
     assert not refused
     rights = granted(helm.template(**values))
     assert seen - {("", "", "get")} <= rights
@@ -278,11 +270,8 @@ def until_steady(server):
     """Everything, once a definition that is deleted is gone with its resources."""
 
     def settled():
-        try:
-            definition = server.request("GET", DEFINITION)
-        except Refused:
-            return True
-        return "deletionTimestamp" not in definition["metadata"]
+        definition = defined(server)
+        return definition is None or "deletionTimestamp" not in definition["metadata"]
 
     until(settled, "the definition to be gone")
     return everything(server)
@@ -299,7 +288,9 @@ def everything(server):
                 continue
             if kind["name"] in ("events", "leases", "endpointslices", "endpoints", "ipaddresses"):
                 continue
-            for item in server.request("GET", f"{root}/{kind['name']}")["items"]:
+            # a kind whose definition has just changed is not served for a moment
+            path = f"{root}/{kind['name']}"
+            for item in until(lambda path=path: [server.request("GET", path)], path)[0]["items"]:
                 if item["metadata"]["name"] != "kube-root-ca.crt":
                     found.add((kind["name"], item["metadata"]["name"]))
     return found

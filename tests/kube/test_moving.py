@@ -5,6 +5,7 @@ windows are pushed into it as replicas push them.
 """
 
 import hashlib
+import itertools
 import threading
 import time
 from base64 import b64decode
@@ -149,6 +150,26 @@ def meet(ledger, deployment, number, version, device_class):
     )
 
 
+@pytest.fixture
+def busy(moving, cluster):
+    """Requests at the pool: the operator reads the ledger once a window, and never more rarely."""
+    ledger, _ = moving
+    stop = threading.Event()
+
+    def ask():
+        for number in itertools.count(1):
+            push(ledger, "others/busy", number, Link(0.001, 1e-9), edge=0.001)
+            if stop.wait(0.3):
+                return
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    yield
+    stop.set()
+    thread.join()
+
+
+@pytest.mark.usefixtures("busy")
 def test_an_old_version_stays_while_a_device_reports_it_and_leaves_then(
     moving, cluster, made, second
 ):
@@ -162,7 +183,7 @@ def test_an_old_version_stays_while_a_device_reports_it_and_leaves_then(
     rollout.say(second)
     until(lambda: rollout.live() == second["bundle"], "the new version to be live")
 
-    end, number = time.monotonic() + 12, 0
+    end, number = time.monotonic() + 8, 0
     while time.monotonic() < end:
         number += 1
         meet(ledger, f"{cluster.namespace}/page", number, short(made), "camera")
@@ -173,16 +194,16 @@ def test_an_old_version_stays_while_a_device_reports_it_and_leaves_then(
     assert rollout.states()[made["bundle"]] == "Kept"
 
 
+@pytest.mark.usefixtures("busy")
 def test_a_device_outside_the_cluster_counts_once_it_was_heard_of(moving, cluster, made):
     """Verify that a group has devices by what the ledger says, and that status counts them."""
     ledger, url = moving
     phone = {"name": "phone", "deviceGroup": "phones"}
-    cluster.create(edge={"classes": [phone]}, cloud={"endpoint": url})
+    cluster.create(edge={"classes": [phone]}, cloud={"endpoint": url}, adapt={"window": "1s"})
     finish(cluster.server, cluster.job(), made)
     cluster.wait("EdgeAvailable", "NoDeviceJoined")
-    cluster.serving()
-
     meet(ledger, f"{cluster.namespace}/page", 1, short(made), "phone")
+    cluster.serving()
 
     cluster.wait("EdgeAvailable", "EdgesReady")
     cluster.wait("Ready", "Ready")

@@ -10,7 +10,8 @@ seen() { cat "$certificates"/* | cksum; }
 
 haproxy -W -db -f "$config" &
 child=$!
-trap 'kill -USR1 "$child"' TERM INT
+# again and again, because HAProxy's master is deaf while it starts and while it reads anew
+trap '(while kill -USR1 "$child" 2>/dev/null; do sleep 1; done) &' TERM INT
 (
   before=$(seen)
   while sleep "$every" && kill -0 "$child" 2>/dev/null; do
