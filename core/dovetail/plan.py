@@ -11,6 +11,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from dovetail.ladder import Ladder, RungCost
+from dovetail.layout import Digest
 from dovetail.tensor import Document
 
 Privacy = Literal["Open", "Masked", "Private"]
@@ -34,8 +35,8 @@ class Plan(Document):
     """
 
     generation: int = Field(ge=1)
-    deployment: str
-    bundle: str
+    deployment: str = Field(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")
+    bundle: Digest
     device_class: str
     default: str
     ladder: tuple[RungCost, ...] = Field(min_length=1)

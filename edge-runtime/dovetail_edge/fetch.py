@@ -8,7 +8,6 @@ Reference: RFC 9110 section 14 (range requests).
 """
 
 import fcntl
-import json
 import logging
 import os
 import shutil
@@ -18,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from dovetail.bundle import Bundle
 from dovetail.errors import (
@@ -53,6 +52,12 @@ _ENVELOPE: Final = 64 << 10
 _TOLD_EVERY: Final = 2.0
 
 Told = Callable[[int, int], object]
+
+
+class _Placement(BaseModel):
+    """Where a device begins; what else a pool says of that is left out."""
+
+    application: str = Field(pattern=r"^[A-Za-z0-9._-]+$")  # it becomes part of a path
 
 
 class Cloud:
@@ -94,9 +99,12 @@ class Cloud:
         """The plan of the version that devices of this token begin with; raises as `get`."""
         reply = self.get(f"{LEDGER}/placement")
         try:
-            application = str(json.loads(bytes(reply.body))["application"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise TailUnavailable(f"the pool's placement does not hold: {error!r}") from error
+            application = _Placement.model_validate_json(bytes(reply.body)).application
+        except ValidationError as error:
+            raise TailUnavailable(
+                f"what answers at {self.access.link.endpoint} is no pool: its placement does not "
+                "hold"
+            ) from error
         reply = self.get(f"/{application}/dovetail/plan", _MANIFEST)
         try:
             return Plan.model_validate_json(bytes(reply.body))

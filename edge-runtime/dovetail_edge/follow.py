@@ -312,12 +312,22 @@ class Follower:
             if self._cache is not None:
                 self._cache.mend(plan.bundle)
             raise
+        self._keep(session.plan)
         self._holder.swap(session)
         self._settled(session, old)
 
+    def _keep(self, plan: Plan) -> None:
+        """Write a plan down before it is in use: a device that is killed goes on from there."""
+        if self._options.state is None:
+            return
+        try:
+            store.save(self._options.state, plan)
+        except OSError as error:
+            log.warning("plan %d could not be saved: %s", plan.generation, error)
+
     def _settled(self, session: Session, old: Session | None) -> None:
-        """Remember what is in use, and forget what is neither that nor the one before."""
-        plan, state = session.plan, self._options.state
+        """Forget what is neither in use nor the one before."""
+        plan = session.plan
         telemetry.plan_generation.set(plan.generation)
         known, self._known = self._known, []
         for other in known:  # what was here came first; now what is newer and must be fetched
@@ -325,12 +335,8 @@ class Follower:
         log.info(
             "plan %d, bundle %s, rung %s", plan.generation, session.bundle.version, plan.default
         )
-        if state is None or self._cache is None:
+        if self._cache is None:
             return
-        try:
-            store.save(state, plan)
-        except OSError as error:
-            log.warning("plan %d could not be saved: %s", plan.generation, error)
         self._cache.used(session.bundle.digest)
         kept = {session.bundle.digest, *([old.bundle.digest] if old else ())}
         self._cache.keep(kept, spare=0 if old else 1)

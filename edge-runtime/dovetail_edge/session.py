@@ -209,10 +209,10 @@ class Session:
                     log.warning("plan %d is not taken over: %s", plan.generation, error)
                 self._left = plan.generation
                 return False
+            self._keep(plan)  # before anybody can see it: a device that is killed goes on from it
             shift = self._means.hand.adopt(found, time.monotonic())
         telemetry.plan_generation.set(plan.generation)
         self._moved(shift)
-        self._keep(plan)
         return True
 
     def status(self) -> Status:
