@@ -59,16 +59,23 @@ class Application:
         message: what it says besides.
         active: whether the Ray cluster it runs in is in service; KubeRay brings a new one into
             service when every application in it runs.
+        reachable: whether any pod of the pool takes requests.
     """
 
     status: str
     message: str
     active: bool
+    reachable: bool
 
     @property
     def running(self) -> bool:
         """Whether it serves."""
         return self.active and self.status == "RUNNING"
+
+    @property
+    def changing(self) -> bool:
+        """Whether it takes over other settings, where it ran before; it serves meanwhile."""
+        return self.active and self.reachable and self.status == "DEPLOYING"
 
     @property
     def failed(self) -> bool:
@@ -176,10 +183,12 @@ class Pools:
         if found is None or not self._is_ours(found):
             return None
         status, name = found.get("status") or {}, application_name(hybrid, bundle)
+        reachable = status.get("numServeEndpoints", 0) > 0
         for part, active in (("activeServiceStatus", True), ("pendingServiceStatus", False)):
             said = ((status.get(part) or {}).get("applicationStatuses") or {}).get(name)
             if said is not None:
-                return Application(said.get("status", ""), said.get("message", ""), active=active)
+                state, message = said.get("status", ""), said.get("message", "")
+                return Application(state, message, active=active, reachable=reachable)
         return None
 
     def known(self) -> list[str]:
@@ -210,7 +219,8 @@ class Pools:
         if refused is not None and refused.bundle == record.bundle:
             message = f"Ray Serve could not deploy the tail: {refused.message}. {TRIED_AGAIN}"
             return Finding("False", "TailFailed", message)
-        return _tail(name, self.application(key, mine, record.bundle))
+        found = self.application(key, mine, record.bundle)
+        return _tail(name, found, ran=_ran(hybrid, record))
 
     def _refusal(self, hybrid: Json, key: str, name: str) -> Finding | None:
         pool, namespace = self._world.pool(key), hybrid["metadata"]["namespace"]
@@ -293,10 +303,17 @@ def _digest(secret: Json | None) -> str:
     return str(annotations.get(TOKEN_HASH, _NOBODY))
 
 
-def _tail(pool: str, application: Application | None) -> Finding:
+def _ran(hybrid: Json, record: Record) -> bool:
+    """Whether the tail of this very version was last said to run."""
+    status = hybrid.get("status") or {}
+    said = {one["type"]: one["status"] for one in status.get("conditions") or ()}
+    return status.get("bundle") == record.bundle and said.get("TailAvailable") == "True"
+
+
+def _tail(pool: str, application: Application | None, *, ran: bool) -> Finding:
     if application is None:
         return Finding("False", "TailDeploying", f"Pool {pool} is starting the tail.")
-    if application.running:
+    if application.running or (ran and application.changing):
         return Finding("True", "TailRunning", f"The tail runs in pool {pool}.")
     if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
         message = f"Ray Serve says {application.status} of the tail: {application.message}"

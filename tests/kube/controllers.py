@@ -83,14 +83,15 @@ def roll_out(server: ApiServer, daemon_set: Json, nodes: int = 1) -> None:
     merge(server, path, {"status": status})
 
 
-def serve(server: ApiServer, service: Json, state: str = "RUNNING") -> None:
-    """Report every application in a RayService's config as in that state."""
+def serve(server: ApiServer, service: Json, state: str = "RUNNING", *, endpoints: int = 1) -> None:
+    """Report every application in a RayService's config as in that state, behind so many pods."""
     config = json.loads(service["spec"]["serveConfigV2"])
     applications = {
         item["name"]: {"status": state, "message": "as asked"} for item in config["applications"]
     }
     namespace, name = service["metadata"]["namespace"], service["metadata"]["name"]
-    status = {"status": {"activeServiceStatus": {"applicationStatuses": applications}}}
+    active = {"applicationStatuses": applications}
+    status = {"status": {"activeServiceStatus": active, "numServeEndpoints": endpoints}}
     merge(server, f"/apis/ray.io/v1/namespaces/{namespace}/rayservices/{name}/status", status)
 
 

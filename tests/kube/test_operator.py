@@ -10,7 +10,7 @@ from base64 import b64decode
 
 import pytest
 from tests.kube.cluster import CHILDREN, RAYS, Cluster
-from tests.kube.controllers import JOBS, finish, merge
+from tests.kube.controllers import JOBS, finish, merge, serve
 from tests.kube.operators import NAMESPACE, configuration, install, operator, until
 
 pytestmark = pytest.mark.kube
@@ -235,6 +235,27 @@ def test_what_admission_cannot_see_is_reported_with_a_remedy(running_operator, c
     assert condition["status"] == "False"
     assert remedy in condition["message"]
     assert cluster.condition("Ready")["status"] == "False"
+
+
+def test_a_tail_that_takes_over_other_settings_is_not_said_to_be_away(
+    running_operator, cluster, made
+):
+    """Verify it by what Ray Serve says of every application whenever its config changes."""
+    cluster.create()
+    cluster.ready(made)
+    cluster.wait("TailAvailable", "TailRunning")
+    pool = cluster.server.request("GET", f"{RAYS}/default")
+
+    serve(cluster.server, pool, "DEPLOYING")
+    generation = cluster.patch(objective={"deadline": "400ms"})["metadata"]["generation"]
+    until(
+        lambda: cluster.condition("TailAvailable")["observedGeneration"] == generation,
+        "the change to be seen",
+    )
+    assert cluster.condition("TailAvailable")["status"] == "True"
+
+    serve(cluster.server, pool, "DEPLOYING", endpoints=0)
+    assert cluster.wait("TailAvailable", "TailDeploying")["status"] == "False"
 
 
 def test_a_full_pool_takes_no_newcomer_and_keeps_who_was_first(running_operator, cluster, made):
