@@ -7,6 +7,7 @@ from tests.cluster import example, images, machine, release
 from tests.cluster.harness import running
 from tests.cluster.prerequisites import check
 from tests.cluster.traffic import steady
+from tests.kube.operators import until
 
 SLOWDOWN = "30"  # the edge node is as a small board beside the cloud's
 
@@ -23,6 +24,8 @@ class Stage:
         release.install_kuberay(self.cluster)
         self.folder = example.publish(self.cluster)
         release.available(self.cluster, "kuberay", "kuberay")
+        # before anything of ours; a definition that was just made is not listed at once
+        self.bare = until(lambda: release.everything(self.cluster), "all that there is")
         release.install(self.cluster)
 
     def leave(self):

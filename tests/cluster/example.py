@@ -1,5 +1,6 @@
 """The example that the tests deploy: pages, read by a document camera on the edge node."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -57,6 +58,12 @@ def apply(cluster: Cluster, document: Json) -> None:
     cluster.kubectl("apply", "-f", "-", text=yaml.safe_dump_all([space, document]))
 
 
+def patch(cluster: Cluster, spec: Json, name: str = NAME) -> None:
+    """Change its spec, as `kubectl patch --type merge` does."""
+    text = json.dumps({"spec": spec})
+    cluster.kubectl("patch", "hd", name, "-n", NAMESPACE, "--type", "merge", "-p", text)
+
+
 def get(cluster: Cluster, name: str = NAME) -> Json:
     """The resource."""
     return cluster.request("GET", f"{_PATH}/{name}")
@@ -72,7 +79,9 @@ def ready(cluster: Cluster, name: str = NAME, seconds: float = 300) -> Json:
     """Wait until it is Ready; returns it."""
 
     def look() -> bool:
-        return conditions(cluster, name).get("Ready", ("",))[0] == "True"
+        found = conditions(cluster, name)
+        assert found.get("Partitioned", ("", ""))[1] != "PartitionFailed", found["Partitioned"]
+        return found.get("Ready", ("",))[0] == "True"
 
     try:
         until(look, f"{name} to be Ready", seconds)

@@ -9,13 +9,18 @@ from tests.kube.operators import until
 
 NAMESPACE = "dovetail-system"
 RELEASE = "dovetail"
+_PORT = 30443  # of the nodes, where devices outside the cluster come in
 _KUBERAY = "kuberay"
 # Small enough for two cores: one pod is the whole pool, and one of everything.
 VALUES: Json = {
     "registry": {"url": REGISTRY},
     "pools": [{"name": "default", "workers": 0, "cpu": "300m", "memory": "3Gi"}],
     "operator": {"replicas": 1, "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}}},
-    "gateway": {"replicas": 1, "resources": {"requests": {"cpu": "50m", "memory": "32Mi"}}},
+    "gateway": {
+        "replicas": 1,
+        "resources": {"requests": {"cpu": "50m", "memory": "32Mi"}},
+        "service": {"type": "NodePort", "nodePort": _PORT},
+    },
 }
 
 
@@ -67,8 +72,9 @@ def install_kuberay(cluster: Cluster) -> None:
 
 def install(cluster: Cluster, **values: object) -> None:
     """Install or upgrade the chart and wait until its pods are ready."""
-    file = cluster.folder / "values.yaml"
-    file.write_text(yaml.safe_dump({**VALUES, **values}))
+    file, outside = cluster.folder / "values.yaml", f"https://{cluster.network.entry}:{_PORT}"
+    gateway = {**VALUES["gateway"], "externalUrl": outside}
+    file.write_text(yaml.safe_dump({**VALUES, "gateway": gateway, **values}))
     cluster.helm(
         *("upgrade", "--install", RELEASE, str(ROOT / "charts" / "dovetail")),
         *("--namespace", NAMESPACE, "--create-namespace", "--values", str(file)),
@@ -84,3 +90,22 @@ def available(cluster: Cluster, namespace: str, name: str) -> None:
         f"{name} to be available",
         120,
     )
+
+
+def everything(cluster: Cluster) -> dict[tuple[str, str, str], Json]:
+    """Metadata of all that there is, by resource, namespace and name, but for Events.
+
+    Endpoints are left out too: of their successors, EndpointSlices, none is missed.
+    """
+    groups = cluster.request("GET", "/apis")["groups"]
+    roots = ["/api/v1", *(f"/apis/{one['preferredVersion']['groupVersion']}" for one in groups)]
+    found = {}
+    for root in roots:
+        for kind in cluster.request("GET", root)["resources"]:
+            name = kind["name"]
+            if "/" in name or "list" not in kind["verbs"] or name in ("events", "endpoints"):
+                continue
+            for item in cluster.request("GET", f"{root}/{name}")["items"]:
+                metadata = item["metadata"]
+                found[name, metadata.get("namespace", ""), metadata["name"]] = metadata
+    return found

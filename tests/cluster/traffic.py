@@ -59,9 +59,15 @@ def edge_service(cluster: Cluster, deployment: str) -> Json:
 
 @contextmanager
 def steady(
-    cluster: Cluster, deployment: str, rows: Path, *, rate: float = 4.0, address: str | None = None
+    cluster: Cluster,
+    deployment: str,
+    rows: Path,
+    *,
+    rate: float = 4.0,
+    address: str | None = None,
+    node: str | None = "edge",
 ) -> Iterator[Traffic]:
-    """Send requests from the edge node through the edge's Service meanwhile.
+    """Send requests meanwhile, from the edge node through the edge's Service.
 
     Args:
         cluster: the cluster.
@@ -69,10 +75,12 @@ def steady(
         rows: npz with the inputs as `x`.
         rate: requests a second.
         address: `host:port` to ask instead of the Service.
+        node: node to send from; None for this machine, outside every node.
     """
     address = address or f"{edge_service(cluster, deployment)['spec']['clusterIP']}:8000"
     out = cluster.folder / f"traffic-{time.time_ns()}.jsonl"
-    command = [*cluster.network.inside("edge"), sys.executable, str(_DRIVER)]
+    inside = cluster.network.inside(node) if node is not None else []
+    command = [*inside, sys.executable, str(_DRIVER)]
     driver = Service([*command, address, deployment, str(rows), str(rate), str(out)],
                      out.with_suffix(".log"))  # fmt: skip
     driver.start()
