@@ -83,8 +83,9 @@ class SecureSocket:
                 f"trusted are {self._trust.whom}; give the authority that signed it with --ca-file"
             ) from error
         except OSError as error:
+            why = getattr(error, "reason", None) or error.strerror or type(error).__name__
             raise TailUnavailable(
-                f"no TLS with {self._endpoint}: {getattr(error, 'reason', None) or error.strerror}"
+                f"no TLS with {self._endpoint}: {why.replace('_', ' ').lower()}"
             ) from error
         return 0
 

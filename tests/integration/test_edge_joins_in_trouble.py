@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -320,3 +321,27 @@ def test_a_token_of_another_deployment_takes_the_device_there(group: Group, devi
         assert edge.status()["generation"] == 1
         assert answers(edge, made)
     group.served.drop(theirs)
+
+
+@pytest.mark.slow
+def test_a_device_may_join_before_there_is_a_version_for_it(group: Group, device: Device) -> None:
+    """Its token is known, its plan is to come: no failure, and no restart once it is there."""
+    made = group.first
+    early = TailApp(
+        "joins/early",
+        str(made.bundle.path),
+        made.bundle.digest,
+        {},
+        tokens={"robot": token_digest("early")},
+        actor_options={"num_cpus": 0.1},
+    )
+    group.served.serve(early)
+    device.token_file.write_text("early")
+    with running(device.join(group.endpoint), settled=False) as edge:
+        until(lambda: "no version is served yet" in waits_for(edge))
+        plan = made.plan("cut1", deployment="joins/early", device_class="robot", deadline=20.0)
+        group.served.serve(replace(early, plans={"robot": plan}))
+        until(edge.ready, 90)
+        assert answers(edge, made)
+        assert edge.status()["deviceClass"] == "robot"
+    group.served.drop(early)
