@@ -127,7 +127,7 @@ FOR_THE_OPERATOR = {
     "a model that is not there": model(uri="https://models.example/missing.onnx"),
     "a model in a file, which a cluster has not": model(uri="file:page.onnx"),
     "a digest of another file": model(digest="sha256:" + "0" * 64),
-    "an input that the model has not": minimal(inputs=[{"name": "nobody"}]),
+    "an input that the model has not": minimal(inputs=[{"name": "nobody", "shape": [0, 3]}]),
     "a rung that the ladder has not": pinned("cut19-int8"),
     "an image that its figures do not fit": image(mean=[0.1, 0.2], std=[1.0, 1.0, 1.0]),
     "a codec that no rung can use": minimal(wire={"codecs": ["jpeg75"]}),
