@@ -69,6 +69,7 @@ class Lease:
         self._until = 0.0  # monotonic; until then we surely lead
         self._seen: tuple[str, float] = ("", 0.0)  # the Lease's version, and when we first saw it
         self._stop = threading.Event()
+        LEADER.set_function(lambda: float(self.held))
 
     @property
     def held(self) -> bool:
@@ -115,13 +116,11 @@ class Lease:
             log.warning("the Lease was not released: %s", error)
 
     def _keep(self) -> bool:
-        LEADER.set(1)
         while not self._stop.is_set():
             self._pause()
             if not self.held:
                 break  # paused past the deadline; renewing now would hide it
             self._try()
-        LEADER.set(0)
         return self._stop.is_set()
 
     def _pause(self) -> None:

@@ -87,6 +87,21 @@ def test_a_leader_paused_past_its_lease_writes_nothing_when_it_wakes(two, cluste
     assert holder(cluster.server) == identity(standby)
 
 
+def test_a_leader_whose_renewal_is_stuck_leads_no_more_once_its_deadline_has_passed(two, cluster):
+    """Verify it while the API server hangs, which answers nothing and refuses nothing."""
+    leader, standby = two
+    os.kill(cluster.server.apiserver.process.pid, signal.SIGSTOP)
+    try:
+        until(lambda: leader.metrics()["dovetail_operator_leader"] == 0, "the deadline to pass")
+    finally:
+        os.kill(cluster.server.apiserver.process.pid, signal.SIGCONT)
+
+    assert leader.process.wait(60) == 1
+    until(lambda: holder(cluster.server) == identity(standby), "the standby to lead")
+    cluster.create()
+    until(lambda: cluster.items(JOBS), "the standby's Job")
+
+
 def settled(cluster):
     """Every version, once nothing has been written for a while."""
     before = everything(cluster)
