@@ -4,14 +4,12 @@ Nobody runs pods here; what a Job, a DaemonSet and a pool would report is writte
 controllers would (`controllers.py`). Each test has a namespace of its own.
 """
 
-import hashlib
 import json
-from base64 import b64decode
 
 import pytest
 from tests.kube.cluster import CHILDREN, RAYS, Cluster
 from tests.kube.controllers import JOBS, finish, merge, serve
-from tests.kube.operators import NAMESPACE, configuration, install, operator, until
+from tests.kube.operators import configuration, install, operator, until
 
 pytestmark = pytest.mark.kube
 
@@ -25,14 +23,8 @@ def running_operator(rays, registry, tmp_path_factory):
         {"name": "others", "namespaces": ["elsewhere"]},
     ]
     folder = tmp_path_factory.mktemp("operator")
-    authority = folder / "ca.crt"
-    authority.write_text("PEM")
-    reach = {
-        "externalEndpoint": "https://out/{namespace}/{pool}",
-        "endpointCa": str(authority),
-        "poolIngress": [{"ports": [{"port": 8000}]}],
-    }
-    with operator(rays, folder, configuration(registry, pools=pools, **reach)) as process:
+    more = {"pools": pools, "poolIngress": [{"ports": [{"port": 8000}]}]}
+    with operator(rays, folder, configuration(registry, **more)) as process:
         until(lambda: process.probe("/readyz") == 200, "readiness")
         yield process
 
@@ -370,59 +362,3 @@ def test_a_registry_that_is_away_is_reported_and_asked_again(hybrid, made, tmp_p
         finish(hybrid, cluster.job(), made)
         assert "registry" in cluster.wait("Degraded", "Retrying")["message"]
     cluster.delete()
-
-
-def test_a_group_of_devices_gets_a_secret_to_join_with_and_a_new_token_once_it_is_deleted(
-    running_operator, cluster, made
-):
-    """Verify address, authority and token in one Secret, and that deleting it revokes the token."""
-    path = f"/api/v1/namespaces/{cluster.namespace}/secrets"
-    cluster.create(edge={"classes": [{"name": "phone", "deviceGroup": "phones"}]})
-    finish(cluster.server, cluster.job(), made)
-
-    def secret(but=""):
-        found = [i for i in cluster.items(path) if i["metadata"]["uid"] != but]
-        return found[0] if found and "endpoint" in found[0]["data"] else None
-
-    def served():
-        apps = cluster.serve_config()["applications"]
-        mine = next(a for a in apps if a["name"].startswith(cluster.namespace))
-        return mine["deployments"][0]["user_config"]["tokens"]["phone"]
-
-    def digest(item):
-        return hashlib.sha256(b64decode(item["data"]["token"])).hexdigest()
-
-    first = until(secret, "a Secret with an address")
-    assert b64decode(first["data"]["endpoint"]) == f"https://out/{NAMESPACE}/default".encode()
-    assert b64decode(first["data"]["ca.crt"]) == b"PEM"
-    assert first["metadata"]["labels"]["dovetail.dev/device-group"] == "phones"
-    assert first["metadata"]["name"] in cluster.wait("EdgeAvailable", "NoDeviceJoined")["message"]
-    assert not cluster.items(CHILDREN[-1])
-    until(lambda: served() == digest(first), "the token in the pool")
-
-    cluster.server.request("DELETE", f"{path}/{first['metadata']['name']}")
-    second = until(lambda: secret(but=first["metadata"]["uid"]), "another Secret")
-    assert digest(second) != digest(first)
-    until(lambda: served() == digest(second), "the new token in the pool")
-
-
-def test_a_slowdown_reaches_the_edges_and_one_that_is_no_factor_is_reported(
-    running_operator, cluster, made
-):
-    """Verify the annotation, which is no part of the spec and raises no generation."""
-    cluster.create()
-    cluster.ready(made)
-
-    def annotate(text):
-        body = {"metadata": {"annotations": {"dovetail.dev/slowdown": text}}}
-        merge(cluster.server, f"{cluster.path}/page", body)
-
-    def arguments():
-        (pods,) = cluster.items(CHILDREN[-1])
-        return pods["spec"]["template"]["spec"]["containers"][0]["args"]
-
-    annotate("30")
-    until(lambda: "--slowdown=30" in arguments(), "the edges slowed down")
-    annotate("fast")
-    assert "fast" in cluster.wait("Degraded", "ManifestError")["message"]
-    assert "--slowdown=30" in arguments()
