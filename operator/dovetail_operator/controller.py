@@ -1,9 +1,9 @@
 """Workers that take keys from a queue and reconcile them; how each ending is treated is here.
 
-A conflict is no error: somebody was faster, and the key comes back soon. What the API server or a
-registry cannot do now comes back later each time; what must be looked at again though nothing
-changes says when. A lost Lease ends the process, because every
-further write would be refused and everything known may be old.
+A conflict is no error: somebody was faster, and the key comes back soon; one that does not end (a
+name of ours is somebody else's) comes back later each time. So does what the API server or a
+registry cannot do now; what must be looked at again though nothing changes says when. A lost Lease
+ends the process, because every further write would be refused and everything known may be old.
 """
 
 import logging
@@ -22,7 +22,7 @@ from dovetail_operator.workqueue import WorkQueue
 
 log = logging.getLogger("dovetail.operator.controller")
 
-_SOON: Final = 0.5  # seconds after which a conflict is looked at again
+_SOON: Final = 0.4  # seconds after which a conflict is looked at again
 
 
 class Controller:
@@ -89,7 +89,7 @@ class Controller:
             return
         except Conflict as error:
             result = "conflict"
-            self.queue.add_after(key, _SOON)
+            self.queue.retry(key, first=_SOON)
             log.debug("%s", error)
         except DovetailError as error:
             result = "error"

@@ -60,16 +60,17 @@ class WorkQueue:
         with self._condition:
             self._add_at(key, time.monotonic() + seconds)
 
-    def retry(self, key: str, least: float = 0.0) -> float:
+    def retry(self, key: str, least: float = 0.0, first: float = FIRST) -> float:
         """Have a key worked on again after a failure; returns in how many seconds.
 
         Args:
             key: the key.
             least: seconds to wait at least, as a server asked for.
+            first: seconds to wait after the first of several failures in a row.
         """
         with self._condition:
             count = self._failures[key] = self._failures.get(key, 0) + 1
-            wait = min(FIRST * 2.0 ** min(count - 1, 16), LONGEST)
+            wait = min(first * 2.0 ** min(count - 1, 16), LONGEST)
             wait *= random.uniform(0.8, 1.2)  # noqa: S311  spreads load, no secret
             wait = max(wait, least) + self._toll()
             self._add_at(key, time.monotonic() + wait)

@@ -90,6 +90,21 @@ def test_how_a_reconcile_failed_is_said_once(lines, error, level, result):
     assert lines[-1]["result"] == result
 
 
+def test_a_conflict_that_does_not_end_comes_back_later_each_time():
+    """Verify that a name which is somebody else's costs no request every moment."""
+
+    def reconcile(key):
+        raise Conflict(409, "it is somebody else's")
+
+    queue = WorkQueue("conflicts")
+    controller = Controller("hd", reconcile, lambda: None, workers=1, queue=queue)
+    for _ in range(12):
+        controller._one("vision/page", 0.0)
+
+    assert queue.failures("vision/page") == 12
+    assert queue.retry("vision/page", first=0.4) > 100
+
+
 def test_what_is_said_outside_of_a_block_is_about_nothing(lines):
     """Verify that words end with their block, and that a trace in use is named."""
     log = logging.getLogger("dovetail.operator")
