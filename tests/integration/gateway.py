@@ -154,10 +154,18 @@ class Upstream:
 
 @dataclass
 class Names:
-    """The cluster's DNS: a real CoreDNS that answers from a file of hosts."""
+    """The cluster's DNS: a real CoreDNS that answers from a file of hosts.
+
+    Attributes:
+        file: the hosts.
+        port: where it listens on loopback.
+        process: the CoreDNS.
+        hosts: addresses by name.
+    """
 
     file: Path
     port: int
+    process: subprocess.Popen[bytes] = field(init=False)
     hosts: dict[str, str] = field(default_factory=dict)
 
     def set(self, pool: str, namespace: str, address: str | None) -> None:
@@ -186,12 +194,12 @@ def running_names(folder: Path) -> Iterator[Names]:
     )
     command = [*_TIED, str(program.path), "-conf", str(folder / "Corefile")]
     with (folder / "coredns.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        names.process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         yield names
     finally:
-        process.kill()
-        process.wait()
+        names.process.kill()
+        names.process.wait()
 
 
 @dataclass

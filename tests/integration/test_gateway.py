@@ -197,6 +197,19 @@ def test_a_shared_pool_is_followed_to_another_address(gateway, shared, make_upst
     assert sorted(set(seen)) == sorted({shared.address, replaced.address})
 
 
+def test_a_pool_stays_where_it_was_while_no_name_server_answers(gateway, shared):
+    """Verify that names which cannot be asked for take no pool away, and are asked for again."""
+    gateway.names.process.send_signal(signal.SIGSTOP)
+    try:
+        end = time.monotonic() + 6  # an answer is believed for 1 s here, a silence found after 4
+        while time.monotonic() < end:
+            assert gateway.ask(f"{SHARED}/").status == 200
+            time.sleep(0.1)
+    finally:
+        gateway.names.process.send_signal(signal.SIGCONT)
+    assert gateway.ask(f"{SHARED}/").seen["upstream"] == shared.address
+
+
 def test_what_a_pool_fails_at_is_said_in_plain_text(gateway, make_upstream):
     """Verify the words for a pool that hangs up, breaks off, or listens no more."""
     name, upstream = dedicated_name("frail"), make_upstream()

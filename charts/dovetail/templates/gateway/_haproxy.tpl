@@ -46,9 +46,10 @@ resolvers cluster
   timeout retry 500ms
   hold valid 10s
   hold nx 2s
-  hold refused 2s
-  hold timeout 10s
-  hold other 2s
+  # a name server that is away says nothing of a pool: it stays where it was
+  hold refused 1h
+  hold timeout 1h
+  hold other 1h
 
 frontend devices
   bind :8443 ssl crt /etc/gateway/tls/tls.crt alpn http/1.1
