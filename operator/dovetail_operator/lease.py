@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from dovetail.errors import DovetailError
 from dovetail_operator.client import Absent, Api, Conflict, Json, LeaseLost
 from dovetail_operator.metrics import LEADER
+from dovetail_operator.names import owner_reference
 
 log = logging.getLogger("dovetail.operator.lease")
 
@@ -58,12 +59,20 @@ class Lease:
         name: its name.
         identity: who we are; no two processes may have the same.
         terms: how long it lasts.
+        owner: gives what the Lease is to be deleted with, when it is made; None for nothing.
     """
 
     def __init__(
-        self, api: Api, path: str, name: str, identity: str, terms: Terms | None = None
+        self,
+        api: Api,
+        path: str,
+        name: str,
+        identity: str,
+        terms: Terms | None = None,
+        *,
+        owner: Callable[[], Json] | None = None,
     ) -> None:
-        self.identity = identity
+        self.identity, self._owner = identity, owner
         self._api, self._path, self._name = api, path, name
         self._terms = terms or Terms()
         self._until = 0.0  # monotonic; until then we surely lead
@@ -148,10 +157,11 @@ class Lease:
     def _write(self, lease: Json | None) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         if lease is None:
+            owners = [owner_reference(self._owner())] if self._owner is not None else []
             body = {
                 "apiVersion": "coordination.k8s.io/v1",
                 "kind": "Lease",
-                "metadata": {"name": self._name},
+                "metadata": {"name": self._name, "ownerReferences": owners},
                 "spec": self._spec(now, now, 0),
             }
             self._api.create(self._path, body)

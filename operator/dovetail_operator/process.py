@@ -65,7 +65,7 @@ class Operator:
             self._api, config, namespace, hybrid=self._hybrids.add, pool=self._pool_changed
         )
         path = collection("Lease", config.namespace)
-        self.lease = Lease(self._api, path, LEASE, identity, terms)
+        self.lease = Lease(self._api, path, LEASE, identity, terms, owner=self._release)
         self._identity = identity
         self._trust = Trust(config.endpoint_ca)
         self._ended = threading.Event()
@@ -111,8 +111,7 @@ class Operator:
 
     def _begin(self) -> None:
         api, config = self._api.fenced(self.lease.remaining), self._config
-        path = f"{collection('ConfigMap', config.namespace)}/{config.release}"
-        release = api.get(path) | {"apiVersion": "v1", "kind": "ConfigMap"}
+        release = self._release()
         token = ledger_token(api, release)
         hands, events = Hands(), Events(api, self._identity)
         digest = hashlib.sha256(token.encode()).hexdigest()
@@ -150,6 +149,11 @@ class Operator:
         self._trust.watch(self._everything)
         threading.Thread(target=self._resync, name="resync", daemon=True).start()
         self._mover.run(pools, events)
+
+    def _release(self) -> Json:
+        """The ConfigMap of the release, with which all goes that the operator made for itself."""
+        path = f"{collection('ConfigMap', self._config.namespace)}/{self._config.release}"
+        return self._api.get(path) | {"apiVersion": "v1", "kind": "ConfigMap"}
 
     def _known(self, key: str) -> Mapping[str, object]:
         """What logs say of a deployment besides its name."""

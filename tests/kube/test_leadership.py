@@ -49,6 +49,13 @@ def test_a_standby_is_ready_and_writes_nothing_until_the_leader_is_killed(two, c
     assert holder(cluster.server) == identity(standby)
 
 
+def test_the_lease_goes_with_the_release(two, rays):
+    """Verify that `helm uninstall` takes along what a chart cannot: the Lease of its operator."""
+    path = f"/api/v1/namespaces/{NAMESPACE}/configmaps/dovetail-release"
+    (owner,) = rays.request("GET", LEASES)["metadata"]["ownerReferences"]
+    assert owner["uid"] == rays.request("GET", path)["metadata"]["uid"]
+
+
 def test_a_leader_that_is_told_to_end_hands_the_lease_over(two, cluster):
     """Verify that SIGTERM ends with exit code 0 and the Lease given up, not left to run out."""
     leader, standby = two
