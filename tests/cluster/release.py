@@ -11,6 +11,8 @@ NAMESPACE = "dovetail-system"
 RELEASE = "dovetail"
 _PORT = 30443  # of the nodes, where devices outside the cluster come in
 _KUBERAY = "kuberay"
+_FOLLOWING = ("events", "endpoints", "ipaddresses")
+_EVERYWHERE = (("configmaps", "kube-root-ca.crt"), ("serviceaccounts", "default"))
 # Small enough for two cores: one pod is the whole pool, and one of everything.
 VALUES: Json = {
     "registry": {"url": REGISTRY},
@@ -93,9 +95,10 @@ def available(cluster: Cluster, namespace: str, name: str) -> None:
 
 
 def everything(cluster: Cluster) -> dict[tuple[str, str, str], Json]:
-    """Metadata of all that there is, by resource, namespace and name, but for Events.
+    """Metadata of all that there is, by resource, namespace and name.
 
-    Endpoints are left out too: of their successors, EndpointSlices, none is missed.
+    Left out is what only follows from others: Events, what is kept for each Service, and what every
+    namespace has.
     """
     groups = cluster.request("GET", "/apis")["groups"]
     roots = ["/api/v1", *(f"/apis/{one['preferredVersion']['groupVersion']}" for one in groups)]
@@ -103,9 +106,11 @@ def everything(cluster: Cluster) -> dict[tuple[str, str, str], Json]:
     for root in roots:
         for kind in cluster.request("GET", root)["resources"]:
             name = kind["name"]
-            if "/" in name or "list" not in kind["verbs"] or name in ("events", "endpoints"):
+            if "/" in name or "list" not in kind["verbs"] or name in _FOLLOWING:
                 continue
             for item in cluster.request("GET", f"{root}/{name}")["items"]:
                 metadata = item["metadata"]
+                if (name, metadata["name"]) in _EVERYWHERE:
+                    continue
                 found[name, metadata.get("namespace", ""), metadata["name"]] = metadata
     return found
