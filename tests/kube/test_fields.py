@@ -1,8 +1,10 @@
 """Every value that the resource offers reaches whom it concerns: Job, edge, plan or pool."""
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 from tests.kube.cluster import CAMERA, CHILDREN
 from tests.kube.controllers import JOBS, finish
 from tests.kube.operators import configuration, operator, until
@@ -10,6 +12,8 @@ from tests.kube.operators import configuration, operator, until
 from dovetail.status import Status
 
 pytestmark = pytest.mark.kube
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "kubernetes").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +153,17 @@ def test_what_a_bundle_is_made_from_is_what_the_job_is_told(running_operator, cl
         )
         names.add(job["metadata"]["name"])
         assert told(job)[field] == value
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_becomes_job_plan_and_tail(running_operator, cluster, made, path):
+    """Verify that each example, as it is in the tree, is taken and worked on."""
+    example = yaml.safe_load(path.read_text())
+    name = example["metadata"]["name"]
+    cluster.server.request("POST", cluster.path, example, params={"fieldValidation": "Strict"})
+    finish(cluster.server, cluster.job(), made)
+
+    assert cluster.wait("Partitioned", "Partitioned", name)["status"] == "True"
+    (held,) = until(lambda: cluster.items("/api/v1/namespaces/{}/configmaps"), "the plans")
+    classes = {item["name"] for item in example["spec"]["edge"]["classes"]}
+    assert {f"plan.{item}.json" for item in classes} <= held["data"].keys()
