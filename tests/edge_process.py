@@ -20,7 +20,7 @@ EDGE = ("-m", "dovetail_edge")
 JOIN = ("-m", "dovetail_cli.main", "edge", "join")
 
 
-def until(what: Callable[[], bool], seconds: float = 30.0) -> None:
+def until(what: Callable[[], bool], seconds: float = 120.0) -> None:
     """Wait for a state; fails where it never comes."""
     stop = time.monotonic() + seconds
     while not what():
