@@ -15,8 +15,9 @@ from dovetail.api import seconds
 from dovetail_operator.client import Json
 from dovetail_operator.store import Store
 
+Rows = Iterator[tuple[tuple[str, ...], float]]
+
 _PREFIX: Final = "dovetail_hybriddeployment_"
-_OF: Final = ["namespace", "name"]
 _PARTS: Final = ("total", "head", "encode", "network", "queue", "decode", "tail")
 
 
@@ -32,59 +33,79 @@ class Deployments(Collector):
         self._store, self._leads = store, leads
 
     def collect(self) -> Iterator[Metric]:
-        """Every series, made from the statuses as they are now."""
+        """Every series, made from the statuses as they are now; one family at a time is held."""
         keys = self._store.keys() if self._leads() else []
         found = [item for key in keys if (item := self._store.get(key)) is not None]
-        condition = _family("condition", "1 where a condition is true, 0 where not.", "condition")
-        for item in found:
-            for one in _status(item).get("conditions") or ():
-                if one["status"] != "Unknown":
-                    condition.add_metric([*_name(item), one["type"]], one["status"] == "True")
-        yield condition
-        yield from _classes(found)
+        for name, what, labels, rows in _FAMILIES:
+            family = GaugeMetricFamily(
+                f"{_PREFIX}{name}", what, labels=["namespace", "name", *labels]
+            )
+            for item in found:
+                of = (item["metadata"]["namespace"], item["metadata"]["name"])
+                for values, value in rows(item.get("status") or {}):
+                    family.add_metric([*of, *values], value)
+            yield family
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: what there is, is known when it is collected."""
         return ()
 
 
-def _classes(found: list[Json]) -> Iterator[Metric]:
-    """What is said of each device class: rung, generation, shares, latency, regret, devices."""
-    rung = _family("rung", "1 for the rung that a class starts from.", "class", "rung")
-    generation = _family("plan_generation", "Generation of a class's plan.", "class")
-    devices = _family("devices", "Devices of a class, by state.", "class", "state")
-    share = _family("rung_share_ratio", "Share of requests by rung.", "class", "rung")
-    latency = _family("latency_seconds", "Median time, whole and by part.", "class", "part")
-    regret = _family("regret_ratio", "How much slower than the best rung.", "class")
-    for item in found:
-        for said in _status(item).get("classes") or ():
-            of = [*_name(item), said["name"]]
-            if "rung" in said:
-                rung.add_metric([*of, said["rung"]], 1)
-            generation.add_metric(of, said.get("planGeneration", 0))
-            for state, count in (said.get("devices") or {}).items():
-                if state in ("known", "connected"):
-                    devices.add_metric([*of, state], count)
-            measured = said.get("measured")
-            if measured is None:
-                continue
-            for name, per_cent in (measured.get("shares") or {}).items():
-                share.add_metric([*of, name], per_cent / 100)
-            for part in _PARTS:
-                if part in measured["latency"]:
-                    latency.add_metric([*of, part], seconds(measured["latency"][part]))
-            regret.add_metric(of, measured.get("regret", 0) / 100)
-    yield from (rung, generation, devices, share, latency, regret)
+def _conditions(status: Json) -> Rows:
+    for one in status.get("conditions") or ():
+        if one["status"] != "Unknown":
+            yield (one["type"],), float(one["status"] == "True")
 
 
-def _family(name: str, what: str, *labels: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"{_PREFIX}{name}", what, labels=[*_OF, *labels])
+def _rung(status: Json) -> Rows:
+    for said in status.get("classes") or ():
+        if "rung" in said:
+            yield (said["name"], said["rung"]), 1.0
 
 
-def _name(item: Json) -> list[str]:
-    return [item["metadata"]["namespace"], item["metadata"]["name"]]
+def _generation(status: Json) -> Rows:
+    for said in status.get("classes") or ():
+        yield (said["name"],), said.get("planGeneration", 0)
 
 
-def _status(item: Json) -> Json:
-    status: Json = item.get("status") or {}
-    return status
+def _devices(status: Json) -> Rows:
+    for said in status.get("classes") or ():
+        for state in ("known", "connected"):
+            if state in (said.get("devices") or {}):
+                yield (said["name"], state), said["devices"][state]
+
+
+def _measured(status: Json) -> Iterator[tuple[str, Json]]:
+    for said in status.get("classes") or ():
+        if "measured" in said:
+            yield said["name"], said["measured"]
+
+
+def _shares(status: Json) -> Rows:
+    for name, measured in _measured(status):
+        for rung, per_cent in (measured.get("shares") or {}).items():
+            yield (name, rung), per_cent / 100
+
+
+def _latency(status: Json) -> Rows:
+    for name, measured in _measured(status):
+        for part in _PARTS:
+            if part in measured["latency"]:
+                yield (name, part), seconds(measured["latency"][part])
+
+
+def _regret(status: Json) -> Rows:
+    for name, measured in _measured(status):
+        yield (name,), measured.get("regret", 0) / 100
+
+
+# name, what it is, labels beside the deployment's own, rows of one status
+_FAMILIES: Final[tuple[tuple[str, str, tuple[str, ...], Callable[[Json], Rows]], ...]] = (
+    ("condition", "1 where a condition is true, 0 where not.", ("condition",), _conditions),
+    ("rung", "1 for the rung that a class starts from.", ("class", "rung"), _rung),
+    ("plan_generation", "Generation of a class's plan.", ("class",), _generation),
+    ("devices", "Devices of a class, by state.", ("class", "state"), _devices),
+    ("rung_share_ratio", "Share of requests by rung.", ("class", "rung"), _shares),
+    ("latency_seconds", "Median time, whole and by part.", ("class", "part"), _latency),
+    ("regret_ratio", "How much slower than the best rung.", ("class",), _regret),
+)
