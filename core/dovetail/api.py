@@ -158,7 +158,8 @@ class Calibration(Checked):
     """Rows that codecs are fitted on and every rung is proved on.
 
     Attributes:
-        uri: `file:PATH` of an .npz with one array an input, rows along axis 0.
+        uri: an .npz with one array an input, rows along axis 0: `http://…` or `https://…`; on one
+            machine also `file:PATH`, relative to the manifest.
     """
 
     uri: Uri
