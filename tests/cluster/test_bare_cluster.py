@@ -13,7 +13,7 @@ from tests.cluster import images, machine
 from tests.cluster.harness import CACHE, ROOT
 from tests.cluster.prerequisites import check
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]  # the first has images saved
 
 RUN = CACHE / "run"
 

@@ -5,6 +5,7 @@ import time
 import pytest
 from tests.cluster import example, release
 from tests.cluster.harness import serves
+from tests.cluster.traffic import clouds
 from tests.kube.operators import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -12,11 +13,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 EDGES = "app.kubernetes.io/component=edge"
 CHILDREN = ("configmaps", "daemonsets", "services", "secrets")
 RAYS = f"/apis/ray.io/v1/namespaces/{release.NAMESPACE}/rayservices"
-
-
-def clouds(request):
-    """Whether the cloud answered a request."""
-    return request.get("rung") not in (None, "edge") and not request["degraded"]
 
 
 def made(cluster):

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,11 @@ class Traffic:
             assert time.monotonic() < end, f"{len(found)} of {count} requests in {seconds:.0f} s"
             time.sleep(0.1)
         return found
+
+
+def clouds(request: Mapping[str, Any]) -> bool:
+    """Whether the cloud answered a request."""
+    return request.get("rung") not in {None, "edge"} and not request["degraded"]
 
 
 def edge_service(cluster: Cluster, deployment: str) -> Json:
