@@ -10,6 +10,8 @@ from tests.integration.joins import NAME, Device, Group, Load, described, follow
 from tests.kube.operators import NAMESPACE
 from tests.tiny_bundle import rows
 
+from dovetail.pool import LEDGER_APPLICATION
+
 pytestmark = pytest.mark.ray
 
 
@@ -77,7 +79,7 @@ def test_a_device_joins_through_the_gateway_of_the_chart(
         names.set("rays", NAMESPACE, pool.host)
         with running_gateway(tmp_path, names, pool.port, **values) as gateway:
             prefix = f"/{NAMESPACE}/rays"
-            until(lambda: gateway.ask(f"{prefix}/-/healthz").status == 200)
+            until(lambda: gateway.ask(f"{prefix}/{LEDGER_APPLICATION}/v1/placement").status == 401)
             url = f"https://localhost:{gateway.port}{prefix}"
             with running(device.join(url, f"--ca-file={gateway.ca_file}")) as edge:
                 feed = rows(2)

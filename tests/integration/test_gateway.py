@@ -157,6 +157,16 @@ def test_an_unknown_pool_is_said_to_be_unknown(gateway, shared, path):
     assert not [name for name in answer.headers if name.startswith("dovetail")]
 
 
+@pytest.mark.parametrize("path", ["/-/routes", "/-/healthz", "/-", "//-/routes", "/%2d/routes"])
+def test_what_ray_tells_of_all_deployments_is_told_nobody(gateway, shared, path):
+    """Verify that Ray's own pages, which ask for no token, are not reached from outside."""
+    asked = shared.connections
+    answer = gateway.ask(SHARED + path)
+    assert (answer.status, answer.body) == (403, b"gateway: refused\n")
+    assert shared.connections == asked
+    assert gateway.ask(f"{SHARED}/-x/v2").status == 200
+
+
 def test_a_pool_that_comes_goes_and_moves_is_found_without_a_restart(gateway, make_upstream):
     """Verify that a name's address is what it is now, for a pool of one deployment's own."""
     name, asked = dedicated_name("late"), "nobody yet"
@@ -375,14 +385,15 @@ def test_a_device_and_its_tail_meet_behind_the_gateway(ray_pool, names, tmp_path
     )
     ray_pool.serve(app)
     names.set("rays", NAMESPACE, ray_pool.pool.host)
+    path = f"/{NAMESPACE}/rays/{app.application}"
     values = {"pools": [{"name": "rays"}], "gateway": {"tls": {"dnsNames": ["localhost"]}}}
     with running_gateway(tmp_path, names, ray_pool.pool.port, **values) as gateway:
-        until(lambda: gateway.ask(f"/{NAMESPACE}/rays/-/healthz").status == 200, "the pool")
+        until(lambda: gateway.ask(f"{path}/v2/health/live").status == 200, "the pool")
         endpoint = f"https://localhost:{gateway.port}/{NAMESPACE}/rays"
         credentials = Credentials("a token for the gateway", gateway.ca_file)
         with Session(tiny.bundle, plan, endpoint=endpoint, credentials=credentials) as session:
             answers = [session.infer_detailed(rows(2, seed=seed)) for seed in range(5)]
-        refused = gateway.ask(f"/{NAMESPACE}/rays/{app.application}/dovetail/plan")
+        refused = gateway.ask(f"{path}/dovetail/plan")
 
     for seed, answer in enumerate(answers):
         assert (answer.rung, answer.degraded) == ("cut1", False)

@@ -70,6 +70,8 @@ frontend devices
   acl dedicated var(txn.pool) -m reg ^[a-z0-9][-a-z0-9]*-pool-[0-9a-f]{8}$
   http-request set-var(txn.host) var(txn.pool),concat(-serve-svc.,txn.namespace,.svc.{{ $domain }})
   http-request deny deny_status 404 unless named
+  # Ray's own pages, which tell whoever asks the name of every deployment in the pool
+  http-request deny deny_status 403 if { path,url_dec -m reg ^/[^/]+/[^/]+/+-(/|$) }
   http-request replace-path /[^/]+/[^/]+/(.*) /\1
   {{- if .Values.pools }}
   use_backend pool-%[var(txn.pool)] if here shared
