@@ -376,15 +376,20 @@ def _rung_problems(config: BundleConfig) -> Iterator[str]:
             yield f"rung {rung.id!r} is not cut {rung.cut} of {count} segments with {rung.codec!r}"
 
 
+def image_problem(image: Image, inputs: Sequence[TensorSpec]) -> str | None:
+    """Why an image declaration does not fit a model's inputs; None where it does."""
+    spec = next((one for one in inputs if one.name == image.input), None)
+    if spec is None or spec.dtype not in FLOATS or len(spec.shape) != 4:
+        return f"the image {image.input!r} is not a float input of rank 4"
+    if not image.fits(spec.shape[1] if image.layout == "NCHW" else spec.shape[3]):
+        return f"the image's scale, mean and std do not fit input {image.input!r}"
+    return None
+
+
 def _codec_problems(config: BundleConfig) -> Iterator[str]:
     specs = {spec.name: spec for spec in (*config.inputs, *config.tensors)}
-    image = config.image
-    if image is not None:
-        spec = next((one for one in config.inputs if one.name == image.input), None)
-        if spec is None or spec.dtype not in FLOATS or len(spec.shape) != 4:
-            yield f"the image {image.input!r} is not a float input of rank 4"
-        elif not image.fits(spec.shape[1] if image.layout == "NCHW" else spec.shape[3]):
-            yield f"the image's scale, mean and std do not fit input {image.input!r}"
+    if config.image is not None and (problem := image_problem(config.image, config.inputs)):
+        yield problem
     for family, tables in config.affine.items():
         for name, table in tables.items():
             if name not in specs or specs[name].dtype not in FLOATS:

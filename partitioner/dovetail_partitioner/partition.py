@@ -30,7 +30,9 @@ from dovetail.bundle import (
     Segment,
     WeightGroup,
     check_config,
+    image_problem,
 )
+from dovetail.errors import BundleError
 from dovetail.ladder import CostProfile, Ladder
 from dovetail.layout import canonical_json
 from dovetail.runtime import SegmentRuntime
@@ -256,10 +258,12 @@ class _Work:
         )
 
     def _rows(self, calibration: Calibration | None, whole: Model) -> Rows:
-        specs = self._imported.inputs
+        specs, image = self._imported.inputs, self._options.image
+        if image is not None and (problem := image_problem(image, specs)):
+            raise BundleError(problem)
         if calibration is not None:
             return given_rows(calibration, specs)
-        return generated_rows(specs, self._options.image, self._imported.digest, whole)
+        return generated_rows(specs, image, self._imported.digest, whole)
 
     def _answers(self, whole: Model, rows: Rows) -> list[Answers]:
         answers = []

@@ -53,6 +53,7 @@ def of_the_job(web):
     """What only the Job can see: the spec, and what its condition must say."""
     good = f"{web}/good.onnx"
     other = {"name": "nobody", "shape": [0, 3]}
+    two = {"name": "x", "image": {"mean": [0.1, 0.2]}}  # the model has three channels
     return {
         "missing": ({"model": {"uri": f"{web}/missing.onnx"}}, "ManifestError", "404"),
         "other-file": (
@@ -63,6 +64,7 @@ def of_the_job(web):
         "no-model": ({"model": {"uri": f"{web}/none.onnx"}}, "ModelNotReadable", "not an ONNX"),
         "constant": ({"model": {"uri": f"{web}/constant.onnx"}}, "ProofVacuous", "the same to all"),
         "other-input": ({"model": {"uri": good}, "inputs": [other]}, "UnboundShape", "nobody"),
+        "other-image": ({"model": {"uri": good}, "inputs": [two]}, "BundleError", "do not fit"),
     }
 
 
