@@ -7,6 +7,7 @@ from tests.cluster import example, images, machine, release
 from tests.cluster.harness import running
 from tests.cluster.prerequisites import check
 from tests.cluster.traffic import steady
+from tests.kube.apiserver import Refused
 from tests.kube.operators import until
 
 SLOWDOWN = "30"  # the edge node is as a small board beside the cloud's
@@ -104,10 +105,16 @@ def answers(whole):
 def settled():
     """Waits until a thing holds and goes on holding for some seconds."""
 
+    def holds(look):
+        try:
+            return look()
+        except Refused:  # an API server that was just started does not serve everything at once
+            return False
+
     def wait(look, what, seconds, hold=3.0):
         end, since = time.monotonic() + seconds, None
         while True:
-            since = (since or time.monotonic()) if look() else None
+            since = (since or time.monotonic()) if holds(look) else None
             if since is not None and time.monotonic() - since >= hold:
                 return
             assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
