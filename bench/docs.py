@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import reasons
 from bench.report import OUT, ROOT, cell, verdict
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -70,7 +71,11 @@ def _summary(found: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
         if figure["bound"] is not None
     ]
     header = ("promise", "measured (95 % interval)", "bound", "")
-    return "\n".join(["## Promises", "", *_markdown(header, rows), ""])
+    lines = ["## Promises", "", *_markdown(header, rows), ""]
+    unmet = reasons.lines(figure for _, document in found for figure in document["figures"])
+    if unmet:
+        lines += ["### Not met, and why", "", *unmet, ""]
+    return "\n".join(lines)
 
 
 def _section(title: str, document: Mapping[str, Any]) -> str:
