@@ -112,5 +112,7 @@ def everything(cluster: Cluster) -> dict[tuple[str, str, str], Json]:
                 metadata = item["metadata"]
                 if (name, metadata["name"]) in _EVERYWHERE:
                     continue
+                if metadata.get("namespace") == "kube-node-lease":  # of nodes, whenever they come
+                    continue
                 found[name, metadata.get("namespace", ""), metadata["name"]] = metadata
     return found
