@@ -287,7 +287,9 @@ def _write_certificate(folder: Path, secret: Mapping[str, str]) -> None:
     link = home / "link"
     link.symlink_to(data.name)
     link.replace(folder)
-    (home / "ca.crt").write_bytes(b64decode(secret["ca.crt"]))
+    part = home / "ca.crt.part"  # whoever asks meanwhile reads the one or the other
+    part.write_bytes(b64decode(secret["ca.crt"]))
+    part.replace(home / "ca.crt")
 
 
 @contextmanager

@@ -28,6 +28,8 @@ class Group:
 
     def __init__(self, served: "Served", folder: Path) -> None:
         self.served = served
+        # A tail that others left open would know a stranger's token too: it asks for none.
+        served.tails.clear()
         self.first = write_tiny_bundle(folder / "first", seed=11, width=64)
         self.second = write_tiny_bundle(folder / "second", seed=12, width=384)
         self.endpoint = f"http://{served.address}"
