@@ -28,6 +28,7 @@ SECTIONS = {
     "throughput": "Throughput under load",
     "outage": "The cloud vanishes",
     "fleet": "Ten thousand deployments",
+    "cluster": "The cut follows a link between two real nodes",
 }
 
 
