@@ -312,18 +312,9 @@ class Follower:
             if self._cache is not None:
                 self._cache.mend(plan.bundle)
             raise
-        self._keep(session.plan)
+        store.keep(self._options.state, session.plan)
         self._holder.swap(session)
         self._settled(session, old)
-
-    def _keep(self, plan: Plan) -> None:
-        """Write a plan down before it is in use: a device that is killed goes on from there."""
-        if self._options.state is None:
-            return
-        try:
-            store.save(self._options.state, plan)
-        except OSError as error:
-            log.warning("plan %d could not be saved: %s", plan.generation, error)
 
     def _settled(self, session: Session, old: Session | None) -> None:
         """Forget what is neither in use nor the one before."""

@@ -209,7 +209,7 @@ class Session:
                     log.warning("plan %d is not taken over: %s", plan.generation, error)
                 self._left = plan.generation
                 return False
-            self._keep(plan)  # before anybody can see it: a device that is killed goes on from it
+            store.keep(self._state, plan)
             shift = self._means.hand.adopt(found, time.monotonic())
         telemetry.plan_generation.set(plan.generation)
         self._moved(shift)
@@ -311,11 +311,3 @@ class Session:
         self._moves.append(move)
         telemetry.moves.add(1, {telemetry.REASON: shift.reason})
         log.info("moved from %s to %s: %s", move.source, move.target, move.message)
-
-    def _keep(self, plan: Plan) -> None:
-        if self._state is None:
-            return
-        try:
-            store.save(self._state, plan)
-        except OSError as error:
-            log.warning("plan %d could not be saved: %s", plan.generation, error)

@@ -33,6 +33,20 @@ def save(folder: Path, plan: Plan) -> None:
     temporary.replace(folder / _NAME)
 
 
+def keep(folder: Path | None, plan: Plan) -> None:
+    """Write a plan down before it is in use, so that a device that is killed goes on from there.
+
+    Nothing without a folder; a folder that can't be written is logged and keeps nobody from using
+    the plan.
+    """
+    if folder is None:
+        return
+    try:
+        save(folder, plan)
+    except OSError as error:
+        log.warning("plan %d could not be saved: %s", plan.generation, error)
+
+
 def load(folder: Path) -> Plan | None:
     """The saved plan; None where there is none, or none that holds, which is logged."""
     path = folder / _NAME
