@@ -103,9 +103,8 @@ def pool_policy(hybrid: Json, pool: str, config: Config) -> list[Json]:
 
 def pod_of(hybrid: Json, config: Config) -> Json:
     """What every pod of a deployment has: an account without rights, and no privileges."""
-    pulls: Json = {"imagePullSecrets": pull_secrets(config)} if config.images.pull_secrets else {}
     return {
-        **pulls,
+        **pull_secrets(config),
         "serviceAccountName": child_name(hybrid["metadata"]["name"], "workload"),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -113,9 +112,10 @@ def pod_of(hybrid: Json, config: Config) -> Json:
     }
 
 
-def pull_secrets(config: Config) -> list[Json]:
-    """With what a pod's images are pulled."""
-    return [{"name": name} for name in config.images.pull_secrets]
+def pull_secrets(config: Config) -> Json:
+    """What a pod says of the Secrets with which its images are pulled; nothing where none are."""
+    named = [{"name": name} for name in config.images.pull_secrets]
+    return {"imagePullSecrets": named} if named else {}
 
 
 def _manifest(deployment: HybridDeployment) -> str:

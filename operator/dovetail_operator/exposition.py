@@ -12,13 +12,13 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from dovetail.api import seconds
+from dovetail.measure import PARTS
 from dovetail_operator.client import Json
 from dovetail_operator.store import Store
 
 Rows = Iterator[tuple[tuple[str, ...], float]]
 
 _PREFIX: Final = "dovetail_hybriddeployment_"
-_PARTS: Final = ("total", "head", "encode", "network", "queue", "decode", "tail")
 
 
 class Deployments(Collector):
@@ -89,7 +89,7 @@ def _shares(status: Json) -> Rows:
 
 def _latency(status: Json) -> Rows:
     for name, measured in _measured(status):
-        for part in _PARTS:
+        for part in ("total", *PARTS):
             if part in measured["latency"]:
                 yield (name, part), seconds(measured["latency"][part])
 

@@ -237,11 +237,10 @@ def _pod(name: str, cpu: str, memory: str, config: Config, marks: Mapping[str, s
         "securityContext": _SECURITY,
         "volumeMounts": mounts,
     }
-    pulls: Json = {"imagePullSecrets": pull_secrets(config)} if config.images.pull_secrets else {}
     return {
         "metadata": {"labels": dict(marks)},
         "spec": {
-            **pulls,
+            **pull_secrets(config),
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "securityContext": _POD_SECURITY,
