@@ -16,9 +16,11 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Self
 
 import numpy as np
+from tests.callers import Callers
 
 from bench import networks, rig, stats
 from bench.networks import Cut
@@ -32,7 +34,7 @@ from dovetail.wire import (
     build_request,
     parse_response,
 )
-from dovetail_cli.ray_pool import RayPool
+from dovetail_cli.ray_pool import RayPool, free_port
 from dovetail_edge.link import Call, TailLink
 
 _NETWORK, _LINK = "page-orientation", "200mbit,4ms"
@@ -81,7 +83,7 @@ class _Edge:
     def __init__(self, context: Context, cut: Cut, plan: Plan, endpoint: str) -> None:
         file = context.scratch / "plan.json"
         file.write_text(plan.model_dump_json(by_alias=True))
-        port = rig.free_port()
+        port = free_port()
         options = {
             "bundle": cut.bundle.path.resolve(),
             "plan": file,
@@ -123,28 +125,15 @@ class _Edge:
         return found
 
 
-class _Clients:
+class _Clients(Callers):
     """Clients that never pause."""
 
     def __init__(self, cut: Cut, edge: _Edge) -> None:
         self._cut, self._edge = cut, edge
         self.seen = _Seen()
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._client, args=(number,)) for number in range(_CLIENTS)
-        ]
+        super().__init__(partial(self._client, number) for number in range(_CLIENTS))
 
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _client(self, number: int) -> None:
+    def _client(self, number: int, end: threading.Event) -> None:
         link = TailLink(self._edge.endpoint)
         row = self._cut.rows[number]
         inputs = tuple(WireTensor.of(name, array) for name, array in row.items())
@@ -152,7 +141,7 @@ class _Clients:
         path = f"/v2/models/{self._cut.bundle.config.model.name}/infer"
         call = Call("POST", path, headers, (body,))
         wanted = networks.whole_answer(self._cut, number)
-        while not self._stop.is_set():
+        while not end.is_set():
             begin = time.monotonic()
             try:
                 reply = link.call(call, begin + _PATIENCE)

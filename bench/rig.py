@@ -5,7 +5,6 @@ Everything is what `dovetail up` starts, on loopback, and is ended by whoever st
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from dovetail.ladder import CostProfile, Ladder
 from dovetail.plan import Plan
 from dovetail.pool import LedgerApp, TailApp, serve_config
 from dovetail_cli.link import LinkSpec, parse_link
-from dovetail_cli.ray_pool import RayPool
+from dovetail_cli.ray_pool import RayPool, free_port
 
 CLASS = "bench"
 OPEN = "1gbit,0ms"
@@ -124,13 +123,6 @@ class ShapedLink:
         self._process.stdin.flush()
         time.sleep(0.1)  # the proxy does not answer; it reads the line within a loop turn
         return spec
-
-
-def free_port() -> int:
-    """A loopback port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def resident_mb(pid: int) -> float:

@@ -3,7 +3,6 @@
 import http.client
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import numpy as np
 import tritonclient.http as triton
 
 from dovetail.tensor import Array
+from dovetail_cli.ray_pool import free_port
 
 EDGE = ("-m", "dovetail_edge")
 JOIN = ("-m", "dovetail_cli.main", "edge", "join")
@@ -26,13 +26,6 @@ def until(what: Callable[[], bool], seconds: float = 120.0) -> None:
     while not what():
         assert time.monotonic() < stop, "the state never came"
         time.sleep(0.05)
-
-
-def free_port() -> int:
-    """A port of loopback that nobody has now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class Got:

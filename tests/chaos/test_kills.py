@@ -5,11 +5,13 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Self
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
+from tests.callers import Callers
+from tests.edge_process import until
 from tests.integration.conftest import Served
 from tests.tiny_bundle import TinyBundle, rows, write_tiny_bundle
 
@@ -40,21 +42,18 @@ def served(tmp_path_factory: pytest.TempPathFactory, tiny: TinyBundle) -> Iterat
         yield found
 
 
-class Load:
+class Load(Callers):
     """Threads that ask the session without a pause, each checking every answer."""
 
     def __init__(self, session: Session, tiny: TinyBundle) -> None:
         self.seen: Counter[tuple[str, bool]] = Counter()
         self.wrong: list[object] = []
-        self._session, self._stop = session, threading.Event()
+        self._session = session
         feeds = [rows(1, seed=seed) for seed in range(3)]
-        self._threads = [
-            threading.Thread(target=self._ask, args=(feed, tiny.whole(feed)["scores"]))
-            for feed in feeds
-        ]
+        super().__init__(partial(self._ask, feed, tiny.whole(feed)["scores"]) for feed in feeds)
 
-    def _ask(self, feed: dict[str, np.ndarray], want: np.ndarray) -> None:
-        while not self._stop.is_set():
+    def _ask(self, feed: dict[str, np.ndarray], want: np.ndarray, end: threading.Event) -> None:
+        while not end.is_set():
             try:
                 answer = self._session.infer_detailed(feed)
             except Exception as error:  # noqa: BLE001  an error is a finding here, whatever it is
@@ -65,27 +64,10 @@ class Load:
             self.seen[answer.rung, answer.degraded] += 1
             time.sleep(0.002)
 
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
     def until_seen(self, rung: str, *, degraded: bool, seconds: float) -> None:
         """Wait until 20 more answers of that kind were seen."""
         want = self.seen[rung, degraded] + 20
         until(lambda: self.seen[rung, degraded] >= want, seconds)
-
-
-def until(what: Callable[[], bool], seconds: float) -> None:
-    stop = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < stop, "the state never came"
-        time.sleep(0.05)
 
 
 def edge(served: Served, tiny: TinyBundle) -> Session:

@@ -12,8 +12,10 @@ import pytest
 from tests.cluster import example
 from tests.cluster.service import Service
 from tests.cluster.traffic import edge_service, steady
-from tests.edge_process import JOIN, free_port
+from tests.edge_process import JOIN
 from tests.kube.operators import until
+
+from dovetail_cli.ray_pool import free_port
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 

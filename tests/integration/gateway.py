@@ -30,17 +30,12 @@ from tests.kube.binaries import find
 from tests.kube.helm import CHART, found_helm, one
 
 from dovetail.errors import MissingTool
+from dovetail_cli.ray_pool import free_port
 
 HOST: Final = "dovetail-gateway.dovetail-system.svc"
 _HAPROXY: Final = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 _TIED: Final = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 _WAIT: Final = 30.0
-
-
-def free_port() -> int:
-    """A port of loopback that nobody has now."""
-    with socket.create_server(("127.0.0.1", 0)) as one_:
-        return int(one_.getsockname()[1])
 
 
 def until(look: Callable[[], Any], what: str, seconds: float = _WAIT) -> Any:

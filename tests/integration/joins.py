@@ -5,8 +5,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from tests.callers import Callers
 from tests.edge_process import EDGE, JOIN, EdgeProcess, infer, is_right, until
 from tests.tiny_bundle import TinyBundle, rows, write_tiny_bundle
 
@@ -128,7 +129,7 @@ def follows(edge: EdgeProcess, plan: Plan) -> bool:
     return bool(edge.status()["generation"] == plan.generation)
 
 
-class Load:
+class Load(Callers):
     """Requests without a pause from several callers, and what became of each.
 
     Attributes:
@@ -141,22 +142,12 @@ class Load:
         self._want = {made.bundle.version: made.whole(self._feed) for made in versions}
         self.answered = dict.fromkeys(self._want, 0)
         self.wrong: list[object] = []
-        self._edge, self._stop, self._lock = edge, threading.Event(), threading.Lock()
-        self._threads = [threading.Thread(target=self._run) for _ in range(3)]
+        self._edge, self._lock = edge, threading.Lock()
+        super().__init__([self._run] * 3)
 
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self) -> None:
+    def _run(self, end: threading.Event) -> None:
         client = self._edge.triton()
-        while not self._stop.is_set():
+        while not end.is_set():
             try:
                 result = infer(client, self._feed)
             except Exception as error:  # noqa: BLE001  whatever it is, the request failed

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.edge_process import EDGE, EdgeProcess, free_port, infer, running, until
+from tests.edge_process import EDGE, EdgeProcess, infer, running, until
 from tests.integration.conftest import Served
 from tests.tiny_bundle import rows, segments_of, write_tiny_bundle
 
@@ -23,6 +23,7 @@ from dovetail.errors import BundleCorrupt
 from dovetail.plan import Plan
 from dovetail.pool import TailApp
 from dovetail.tensor import Array
+from dovetail_cli.ray_pool import free_port
 from dovetail_edge import Credentials, Session
 from dovetail_serving.intake import token_digest
 

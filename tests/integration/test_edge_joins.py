@@ -4,13 +4,14 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.edge_process import free_port, infer, is_right, running, until
+from tests.edge_process import infer, is_right, running, until
 from tests.integration.gateway import running_gateway, running_names
 from tests.integration.joins import NAME, Device, Group, Load, described, follows
 from tests.kube.operators import NAMESPACE
 from tests.tiny_bundle import rows
 
 from dovetail.pool import LEDGER_APPLICATION
+from dovetail_cli.ray_pool import free_port
 
 pytestmark = pytest.mark.ray
 

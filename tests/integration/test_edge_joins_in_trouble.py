@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from tests.certificates import Authority
 from tests.chaos.peer import Peer, Relay
-from tests.edge_process import EdgeProcess, free_port, infer, is_right, running, until
+from tests.edge_process import EdgeProcess, infer, is_right, running, until
 from tests.integration.joins import NAME, Device, Group, follows
 from tests.tiny_bundle import TinyBundle, rows
 
 from dovetail.layout import blob_dir, digest_of
 from dovetail.pool import TailApp
+from dovetail_cli.ray_pool import free_port
 from dovetail_serving.intake import token_digest
 
 pytestmark = pytest.mark.ray

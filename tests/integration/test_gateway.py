@@ -15,7 +15,6 @@ import pytest
 from tests.certificates import Authority
 from tests.integration.gateway import (
     Upstream,
-    free_port,
     running_gateway,
     running_names,
     until,
@@ -25,6 +24,7 @@ from tests.kube.operators import NAMESPACE
 from tests.tiny_bundle import rows, write_tiny_bundle
 
 from dovetail.pool import TailApp
+from dovetail_cli.ray_pool import free_port
 from dovetail_edge import Credentials, Session
 from dovetail_operator.world import dedicated_name
 from dovetail_serving.intake import token_digest

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pytest
 import tritonclient.http as triton
 import zstandard
+from tests.callers import Callers
 from tests.integration.conftest import Answer, Served
 from tests.tiny_bundle import TinyBundle, rows, segments_of, write_tiny_bundle
 
@@ -448,31 +448,21 @@ def wait_for(true: object, seconds: float = 60.0) -> None:
         time.sleep(0.1)
 
 
-class Load:
+class Load(Callers):
     """Callers that go on until told to stop; each answer is checked."""
 
     def __init__(self, tails: Tails, callers: int = 4) -> None:
-        self._tails, self._end = tails, threading.Event()
+        self._tails = tails
         self.generations: list[str] = []
         self.wrong: list[object] = []
         self.failed = 0
         self._feed = rows(1)
         self._want = tails.tiny.whole(self._feed)
-        self._threads = [threading.Thread(target=self._call) for _ in range(callers)]
+        super().__init__([self._call] * callers)
 
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._end.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _call(self) -> None:
+    def _call(self, end: threading.Event) -> None:
         body, headers = whole_request(self._feed)
-        while not self._end.is_set():
+        while not end.is_set():
             try:
                 answer = self._tails.infer(body, headers | CAMERA)
             except (OSError, http.client.HTTPException):

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.edge_process import free_port
+
+from dovetail_cli.ray_pool import free_port
 
 ROOT = Path(__file__).parents[2]
 UV = Path(sys.executable).with_name("uv")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Run a device outside the cluster.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 UrlArgument = Annotated[
     str,

@@ -12,14 +12,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from dovetail_cli.link import LinkSpec
+from dovetail_cli.ray_pool import free_port
 from dovetail_cli.shaper import Direction, Shaper
 
 FAST = LinkSpec(50e6, 0.002)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @asynccontextmanager
@@ -42,7 +38,7 @@ async def _echo() -> AsyncIterator[int]:
 def _shaped(link: LinkSpec, body: Callable[[Shaper, int], Awaitable[None]]) -> None:
     async def run() -> None:
         async with _echo() as server:
-            port = _free_port()
+            port = free_port()
             shaper = Shaper(port, ("127.0.0.1", server), link)
             await shaper.apply(link)
             try:
@@ -139,8 +135,8 @@ def test_the_other_side_being_gone_cuts_the_connection() -> None:
     """A client sees a reset, never a tidy end or a hang."""
 
     async def run() -> None:
-        port = _free_port()
-        shaper = Shaper(port, ("127.0.0.1", _free_port()), FAST)
+        port = free_port()
+        shaper = Shaper(port, ("127.0.0.1", free_port()), FAST)
         await shaper.apply(FAST)
         reader, _ = await asyncio.open_connection("127.0.0.1", port)
         with pytest.raises(ConnectionResetError):
@@ -162,7 +158,7 @@ def test_a_direction_books_bytes_one_behind_the_other() -> None:
 
 def test_the_process_takes_links_from_standard_input_and_ends_with_it() -> None:
     """It says when it listens, survives a bad line, and can't outlive whoever started it."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "dovetail_cli.shaper", "--listen", str(port)]
     with subprocess.Popen(
         [*command, "--to", "127.0.0.1:9", "--link", "20mbit,15ms"],
