@@ -85,9 +85,9 @@ def resume(terms: Terms, plan: Plan | None, now: float) -> State:
     if plan.bundle != terms.bundle:
         return fresh
     known = _priced(terms, plan)
-    if terms.pinned is None and plan.default in terms.ladder.ids():
-        fresh = State(terms.plan(generation, plan.default, known))
-    fresh = replace(fresh, published=known, conditions=known)
+    stays = terms.pinned is None and plan.default in terms.ladder.ids()
+    default = plan.default if stays else fresh.plan.default
+    fresh = State(terms.plan(generation, default, known), published=known, conditions=known)
     unpriced = {"generation", "ladder"}
     same = fresh.plan.model_dump(exclude=unpriced) == plan.model_dump(exclude=unpriced)
     return replace(fresh, plan=plan) if same and fresh.plan.allowed == plan.allowed else fresh

@@ -76,6 +76,25 @@ def test_how_fast_device_and_cloud_are_is_known_again_from_the_plan(tiny):
 
 
 @pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param({"adapt": {"mode": "Manual"}, "split": {"rung": "cut2"}}, id="a pinned rung"),
+        pytest.param({"privacy": "Private"}, id="a privacy class that forbids its rung"),
+    ],
+)
+def test_how_fast_a_device_is_outlives_a_spec_that_takes_it_off_its_rung(tiny, spec):
+    """Verify that a plan from another rung has the device's own costs, and the next one too."""
+    plan = terms_of(tiny).plan(7, "cut1-int8", Conditions(edge=30.0))
+
+    between = resume(terms_of(tiny, **spec), plan, NOW)
+    after = resume(terms_of(tiny), between.plan, NOW)
+
+    assert between.plan.default != plan.default
+    assert between.conditions.edge == after.conditions.edge == pytest.approx(30.0)
+    assert after.plan.rungs.get("edge").head == pytest.approx(plan.rungs.get("edge").head)
+
+
+@pytest.mark.parametrize(
     ("spec", "default"),
     [
         pytest.param({"objective": {"deadline": "1s"}}, "cut1-int8", id="a deadline"),
