@@ -145,6 +145,8 @@ class Lease:
         except DovetailError as error:
             log.warning("the Lease was not renewed: %s", error)
             return False
+        if self._until and not self.held:
+            return False  # passed while this was under way: others were told so, it stays so
         self._until = sent + self._terms.renew
         return self.held
 

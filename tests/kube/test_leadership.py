@@ -2,12 +2,17 @@
 
 import os
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.kube.cluster import CHILDREN, RAYS
 from tests.kube.controllers import JOBS
 from tests.kube.operators import NAMESPACE, configuration, operator, until
+
+from dovetail_operator.client import Api, connect
+from dovetail_operator.lease import Lease, Terms
 
 pytestmark = pytest.mark.kube
 
@@ -107,6 +112,33 @@ def test_a_leader_whose_renewal_is_stuck_leads_no_more_once_its_deadline_has_pas
     until(lambda: holder(cluster.server) == identity(standby), "the standby to lead")
     cluster.create()
     until(lambda: cluster.items(JOBS), "the standby's Job")
+
+
+def test_a_deadline_that_passed_during_a_renewal_stays_passed(rays):
+    """Verify that a renewal answered too late does not let its holder lead again.
+
+    It was sent after the last one that succeeded, so a deadline counted from it may lie ahead
+    still: enough for a holder that looks only after the answer to never see that it was late.
+    """
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
+    lease = Lease(
+        Api(connect(str(rays.kubeconfig))), path, "late", "me", Terms(duration=9, renew=2, retry=1)
+    )
+    began = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        kept = pool.submit(lease.run, began.set)
+        try:
+            assert began.wait(30)
+            os.kill(rays.apiserver.process.pid, signal.SIGSTOP)
+            try:
+                until(lambda: not lease.held, "the deadline to pass")
+            finally:
+                os.kill(rays.apiserver.process.pid, signal.SIGCONT)
+
+            assert kept.result(30) is False
+            assert not lease.held
+        finally:
+            lease.stop()
 
 
 def settled(cluster):
