@@ -117,7 +117,7 @@ def observe(
     measured = {
         rung: Measured(w.total.count, w.total.quantile(policy.quantile), w.mean_parts())
         for rung, w in window.rungs.items()
-        if w.outcomes.get("ok", 0) > 0 and rung in ladder.ids()
+        if w.parts and rung in ladder.ids()
     }
     edge = _speed(ladder, measured, "head", prior.edge)
     cloud = _speed(ladder, measured, "tail", prior.cloud)

@@ -40,13 +40,14 @@ class Sample:
     """One request as the edge saw it.
 
     Attributes:
-        rung: rung id the request started on.
+        rung: rung id the request started on; `edge` where the cloud was not asked, because it is
+            known to be away.
         parts: seconds by part; `network` is the round trip without queue, decode, tail and encode.
         recv: seconds the tail spent receiving the body; inside `network`.
         total: seconds the caller waited.
         bytes_up: body bytes sent.
         bytes_down: body bytes received.
-        outcome: `ok`, `degraded` (answered on the edge after the cloud was tried) or `failed`.
+        outcome: `ok`, `degraded` (answered on the edge, by a plan that says cloud) or `failed`.
         probe: whether the rung was chosen to learn about it rather than because it is best.
     """
 
@@ -58,6 +59,11 @@ class Sample:
     bytes_up: int = 0
     bytes_down: int = 0
     probe: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether `parts` say where all of the time went: not where a crossing was given up."""
+        return self.outcome == "ok" or (self.outcome == "degraded" and self.rung == "edge")
 
 
 @dataclass(slots=True)
@@ -143,7 +149,7 @@ class RungWindow:
         self.probes += sample.probe
         if sample.outcome != "failed":
             self.total.add(sample.total)
-        if sample.outcome == "ok":
+        if sample.whole:
             for name in PARTS:
                 self.parts.setdefault(name, Histogram()).add(getattr(sample.parts, name))
 
@@ -175,7 +181,7 @@ class RungWindow:
         return sum(self.outcomes.values())
 
     def mean_parts(self) -> Parts:
-        """Mean seconds by part over the requests that went as planned."""
+        """Mean seconds by part over the requests whose time is accounted for; all 0 for none."""
         return Parts(**{n: h.mean for n, h in self.parts.items() if h.count})
 
 

@@ -87,6 +87,7 @@ class Request:
         self._deadline = self._begin + deadline
         self._parts = Parts()
         self._recv, self._up, self._down = 0.0, 0, 0
+        self._ran = route.rung.id  # the rung whose costs were measured
 
     @property
     def rung(self) -> str:
@@ -104,14 +105,12 @@ class Request:
         """
         if self._route.rung.crosses:
             return self._cross(feed)
-        outputs, seconds = self._work(feed, 0)()
-        self._parts = Parts(head=seconds)
-        return self._done(outputs, self._route.rung.id, "ok")
+        return self._done(self._alone(feed), self._route.rung.id, "ok")
 
     def sample(self, outcome: Outcome) -> Sample:
         """What was measured so far."""
         return Sample(
-            rung=self._route.rung.id,
+            rung=self._ran,
             parts=self._parts,
             total=time.monotonic() - self._begin,
             outcome=outcome,
@@ -128,7 +127,9 @@ class Request:
             if not may_continue:
                 why = self._means.tail.trouble or "it failed"
                 raise TailUnavailable(f"the tail is not asked until it is back: {why}")
-            return self._degraded(self._work(feed, 0)(), "breaker")
+            # Nothing crosses, so it tells of `edge`: a cloud rung would look as fast as the device.
+            self._ran, self._probe = "edge", False
+            return self._degraded(self._alone(feed), "breaker")
         try:
             live, tensors = self._head(feed)
             local = Continuation(
@@ -139,13 +140,13 @@ class Request:
                     got = self._ask(tensors, local if may_continue else None)
                 except Overtaken:
                     self._late()
-                    return self._degraded(local.result(), "late")
+                    return self._degraded(local.result()[0], "late")
                 except DovetailError as error:
                     if breaker.failure(time.monotonic()):
                         log.warning("the tail is not asked until it is back: %s", error)
                     if not may_continue:
                         raise
-                    return self._degraded(local.result(), error.code)
+                    return self._degraded(local.result()[0], error.code)
             breaker.success()
             return self._merge(live, got)
         finally:
@@ -214,9 +215,15 @@ class Request:
 
         return run
 
-    def _degraded(self, result: Result, reason: str) -> Answer:
+    def _alone(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs, all segments run here."""
+        outputs, seconds = self._work(feed, 0)()
+        self._parts = Parts(head=seconds)
+        return outputs
+
+    def _degraded(self, outputs: dict[str, Array], reason: str) -> Answer:
         telemetry.fallbacks.add(1, {telemetry.REASON: reason})
-        return self._done(result[0], "edge", "degraded")
+        return self._done(outputs, "edge", "degraded")
 
     def _done(self, outputs: dict[str, Array], rung: str, outcome: Outcome) -> Answer:
         generation = self._route.plan.generation

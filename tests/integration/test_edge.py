@@ -187,6 +187,30 @@ def test_a_wrong_token_is_answered_on_the_edge(setting: Setting) -> None:
     )
 
 
+def test_a_device_that_asks_no_more_tells_of_itself_and_not_of_the_rung_it_should_take(
+    setting: Setting,
+) -> None:
+    """Verify what an operator reads of an outage.
+
+    Counted under the rung of the plan, answers made here would say that it is as fast as the
+    device, and the cut would stay where nobody answers.
+    """
+    feed = rows(1)
+    with Session(
+        setting.tiny.bundle,
+        setting.plan("cut1"),
+        endpoint=setting.endpoint,
+        credentials=Credentials("stolen"),
+    ) as session:
+        answers = [session.infer_detailed(feed) for _ in range(20)]
+    asked, alone = answers[0].sample, answers[-1].sample
+    assert {answer.rung for answer in answers} == {"edge"}
+    assert (asked.rung, asked.outcome, asked.whole) == ("cut1", "degraded", False)
+    assert (alone.rung, alone.outcome, alone.whole) == ("edge", "degraded", True)
+    assert alone.bytes_up == 0 < asked.bytes_up
+    assert 0 < alone.parts.head == alone.parts.total <= alone.total
+
+
 async def _many(session: Session, count: int) -> list[dict[str, Array]]:
     return await asyncio.gather(*(session.ainfer(rows(1, seed=s)) for s in range(count)))
 

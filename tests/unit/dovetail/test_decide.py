@@ -186,6 +186,20 @@ def test_what_failed_or_left_the_ladder_says_nothing():
     assert view.conditions == replace(prior)
 
 
+def test_a_device_that_was_left_alone_still_says_how_fast_it_is():
+    """Verify that an outage is a measurement of `edge`, and of nothing else."""
+    ladder = Ladder(rungs=(rung("cut1", 0.02, 0.03, 1e5), rung("edge", 0.05, 0)))
+    window = Window()
+    for _ in range(4):
+        window.add(Sample("cut1", Parts(head=0.1), 0.9, "degraded", bytes_up=100_000))
+        window.add(Sample("edge", Parts(head=0.25), 0.26, "degraded"))
+
+    view = observe(ladder, window, None, Policy(), Conditions())
+
+    assert view.measured.keys() == {"edge"}
+    assert view.conditions.edge == pytest.approx(5, rel=0.03)
+
+
 def test_equals_are_no_reason_to_move():
     """Verify that it stays among equals, at zero seconds too."""
     free = Ladder(rungs=(rung("cut1", 0, 0), rung("edge", 0, 0)))

@@ -105,9 +105,9 @@ def test_times_of_failed_requests_do_not_blur_the_others():
     """Verify what each outcome adds to."""
     window = Window()
     for outcome, total in (("ok", 1.0), ("degraded", 3.0), ("failed", 100.0)):
-        window.add(Sample("edge", Parts(head=total), total, outcome))
+        window.add(Sample("cut1", Parts(head=total), total, outcome))
 
-    rung = window.rungs["edge"]
+    rung = window.rungs["cut1"]
     assert rung.outcomes == {"ok": 1, "degraded": 1, "failed": 1}
     assert rung.total.count == 2
     assert rung.mean_parts().head == pytest.approx(1.0)
