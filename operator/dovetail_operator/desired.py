@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from dovetail.api import HybridDeployment
+from dovetail.errors import UserError
 from dovetail_operator.client import Json
 from dovetail_operator.config import Config
 from dovetail_operator.names import POOL_LABEL, child, child_name, stamped
@@ -35,6 +36,20 @@ _POD_SECURITY: Final[Json] = {
 }
 _JOB_SECONDS: Final = 3600
 _JOB_RETRIES: Final = 2
+# What a person must change fails at once; a pod that was moved away does not count as a try.
+_JOB_FAILURES: Final[Json] = {
+    "rules": [
+        {
+            "action": "FailJob",
+            "onExitCodes": {
+                "containerName": PARTITION,
+                "operator": "In",
+                "values": [UserError.exit_code],
+            },
+        },
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]},
+    ]
+}
 
 
 def service_account(hybrid: Json) -> Json:
@@ -72,6 +87,7 @@ def partition_job(hybrid: Json, deployment: HybridDeployment, config: Config) ->
     }
     body["spec"] = {
         "backoffLimit": _JOB_RETRIES,
+        "podFailurePolicy": _JOB_FAILURES,
         "activeDeadlineSeconds": _JOB_SECONDS,
         "template": {"metadata": {"labels": body["metadata"]["labels"]}, "spec": pod},
     }

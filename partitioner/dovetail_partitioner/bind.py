@@ -6,11 +6,13 @@ together, and that needs nothing but axis 0 to be free in every input. Where an 
 axis (a sampling rate, a recurrent state), rows cannot be stacked, and batch is bound to 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from onnx import ModelProto, ValueInfoProto
 
+from dovetail.api import Input
 from dovetail.errors import UnboundShape, UnsupportedModel
+from dovetail.tensor import TensorSpec
 
 # Per input and axis: what a dimension without a size is called, None where it has one.
 Names = Mapping[str, list[str | None]]
@@ -154,4 +156,28 @@ def _why_not_stackable(names: Names, symbol: str) -> str:
     return (
         f"batch dimension {symbol!r} is bound to 1: axis 0 of input {odd[0]!r} is not the batch, "
         "so requests cannot be stacked"
+    )
+
+
+def declared_problem(declared: Iterable[Input], inputs: Sequence[TensorSpec]) -> str | None:
+    """What a manifest says of the inputs that is not so; None where all of it is.
+
+    Args:
+        declared: names, and shapes where given, whose first size may be 0 for a free batch.
+        inputs: the imported model's, every size bound but perhaps the batch's.
+    """
+    shapes = {spec.name: spec.shape for spec in inputs}
+    for one in declared:
+        if one.name not in shapes:
+            return f"spec.inputs names {one.name!r}, but the model's inputs are {sorted(shapes)}"
+        has, says = shapes[one.name], one.shape
+        if says is not None and not _agree(says, has):
+            wrong = f"spec.inputs gives {one.name!r} the shape {list(says)}"
+            return f"{wrong}; the model's is {list(has)}"
+    return None
+
+
+def _agree(says: Sequence[int], has: Sequence[int | str]) -> bool:
+    return len(says) == len(has) and all(
+        size in (0, own) for size, own in zip(says, has, strict=True)
     )

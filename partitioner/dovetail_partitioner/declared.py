@@ -23,6 +23,7 @@ def options(deployment: HybridDeployment) -> Options:
         quality=spec.quality,
         max_segments=spec.split.max_segments,
         threads=spec.edge.classes[0].threads,
+        declared=spec.inputs,
         **given,
     )
 

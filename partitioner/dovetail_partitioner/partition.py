@@ -19,7 +19,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dovetail.api import Quality
+from dovetail.api import Input, Quality
 from dovetail.bundle import (
     Bundle,
     BundleConfig,
@@ -32,11 +32,12 @@ from dovetail.bundle import (
     check_config,
     image_problem,
 )
-from dovetail.errors import BundleError
+from dovetail.errors import BundleError, ManifestError
 from dovetail.ladder import CostProfile, Ladder
 from dovetail.layout import canonical_json
 from dovetail.runtime import SegmentRuntime
 from dovetail.tensor import FLOATS
+from dovetail_partitioner.bind import declared_problem
 from dovetail_partitioner.calibrate import Walks, fit_tables
 from dovetail_partitioner.compare import Trial
 from dovetail_partitioner.costs import (
@@ -87,6 +88,7 @@ class Options:
         max_segments: most pieces the model is cut into.
         codecs: codecs that may be offered; None for all.
         threads: intra-op threads that times are measured with.
+        declared: what a manifest says of the inputs, which must be so.
     """
 
     bind: Mapping[str, int] | None = None
@@ -96,6 +98,7 @@ class Options:
     max_segments: int = DEFAULT_SEGMENTS
     codecs: Collection[str] | None = None
     threads: int = 1
+    declared: tuple[Input, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ def partition(
         ProofVacuous: the model's answers do not vary over the calibration rows.
         ProofError: a cut is not right, or all-cloud is not the model.
         BundleError: something other than a bundle is at `path`.
+        ManifestError: the model has other inputs than are declared.
     """
     with tempfile.TemporaryDirectory(prefix="dovetail-") as scratch, BundleWriter(path) as writer:
         chosen = options or Options()
@@ -162,6 +166,8 @@ def partition(
             batch=chosen.batch,
             sample=None if calibration is None else first_row(calibration),
         )
+        if problem := declared_problem(chosen.declared, imported.inputs):
+            raise ManifestError(problem)
         served = name or (model.stem if isinstance(model, Path) else "model")
         return _Work(imported, writer, served, chosen, report).make(path, calibration, costs)
 

@@ -30,7 +30,7 @@ def install_kuberay(cluster: Cluster) -> None:
     """Install KubeRay's operator, as its own chart would."""
     for path in definitions():
         cluster.kubectl("create", "-f", str(path))
-    labels = {"app.kubernetes.io/name": _KUBERAY}
+    labels = {"app.kubernetes.io/name": "kuberay-operator"}  # which the policies of the chart name
     container = {
         "name": _KUBERAY,
         "image": images.KUBERAY.tag,

@@ -32,6 +32,7 @@ def cluster(command):
 @pytest.fixture
 def before():
     """The machine before a cluster that ends with the test; what builds images has run."""
+    cluster("down")  # what a run that was killed has left goes before the state is read
     images.archives(check())
     yield machine.state()
     cluster("down")

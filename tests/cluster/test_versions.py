@@ -53,6 +53,12 @@ def becomes(cluster, digest, states_of=()):
         raise AssertionError(f"{error}: {example.conditions(cluster)}, {states(cluster)}") from None
 
 
+def tries(cluster):
+    """How many pods each Job that failed had."""
+    jobs = cluster.request("GET", f"/apis/batch/v1/namespaces/{example.NAMESPACE}/jobs")["items"]
+    return [count for job in jobs if (count := job["status"].get("failed", 0))]
+
+
 def test_versions_change_under_requests_and_a_bad_one_never_goes_live(
     cluster, stage, traffic, whole, rows
 ):
@@ -74,6 +80,7 @@ def test_versions_change_under_requests_and_a_bad_one_never_goes_live(
           "the third version to be refused", 180)  # fmt: skip
     now = example.conditions(cluster)
     assert "ModelNotReadable" in now["Partitioned"][2]
+    assert tries(cluster) == [1]  # a model that no second try would mend
     assert now["Degraded"][:2] == ("True", "PartitionFailed")
     assert now["Ready"][0] == "True"
     assert states(cluster)[second] == "Live"

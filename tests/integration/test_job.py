@@ -217,6 +217,16 @@ def test_a_model_in_a_registry_is_the_only_layer_of_its_artifact(setting: Settin
             "the manifest expects sha256:000",
         ),
         ({"model": {"uri": "WEB/page.onnx"}}, "ModelNotReadable", ""),
+        (
+            {"model": {"uri": "WEB/tiny.onnx"}, "inputs": [{"name": "nobody"}]},
+            "ManifestError",
+            "names 'nobody', but the model's inputs are ['x']",
+        ),
+        (
+            {"model": {"uri": "WEB/tiny.onnx"}, "inputs": [{"name": "x", "shape": [0, 7]}]},
+            "ManifestError",
+            "gives 'x' the shape [0, 7]; the model's is ['",
+        ),
         ({"model": {"uri": "WEB/constant.onnx"}}, "ProofVacuous", ""),
         ({"model": {"uri": "WEB/tiny.onnx"}, "mode": "Guess"}, "ManifestError", "spec.mode"),
         ({"model": {"uri": "http://127.0.0.1:1/m.onnx"}}, "Unavailable", "does not answer"),
