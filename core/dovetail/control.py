@@ -10,13 +10,13 @@ only when they have drifted: each generation makes every edge fetch a plan.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
 from dovetail.api import HybridDeployment, Quality, Spec, seconds
 from dovetail.bundle import BundleConfig, RungSpec
-from dovetail.decide import Decision, Policy, View, decide, observe
+from dovetail.decide import Decision, Measured, Policy, View, decide, observe
 from dovetail.errors import ManifestError
 from dovetail.ladder import Conditions, CostProfile, Ladder, RungCost
 from dovetail.measure import Link, Window
@@ -27,6 +27,7 @@ from dovetail.tensor import Document
 KEPT_MOVES = 10
 _LINK_FRESH = 5.0  # seconds a link is believed after it was seen
 _STEADY = 3  # windows whose median is taken for a speed
+_OTHER_LINK = 1.5  # change of the time on the rung in use by which a link is another one
 _DRIFT = 0.2  # relative change of a speed that is worth a new generation
 
 
@@ -211,6 +212,8 @@ def step(terms: Terms, state: State, window: Window, now: float) -> tuple[State,
         speeds = (*speeds, (view.conditions.edge, view.conditions.cloud))[-_STEADY:]
         view = replace(view, conditions=_steady(view.conditions, speeds))
     current = state.plan.default
+    if state.link_at > -math.inf and _changed(terms.ladder, current, state, view.conditions):
+        view = replace(view, measured=_alone(terms.ladder, view.measured))
     decision = decide(
         terms.ladder,
         view,
@@ -240,6 +243,26 @@ def _steady(seen: Conditions, speeds: Sequence[tuple[float, float]]) -> Conditio
     """Speeds as the median of the last windows: one that met a busy machine says little."""
     edge, cloud = (median(values) for values in zip(*speeds, strict=True))
     return replace(seen, edge=edge, cloud=cloud)
+
+
+def _changed(ladder: Ladder, current: str, state: State, now: Conditions) -> bool:
+    """Whether the link became another one for the rung in use.
+
+    What was measured in the window in which a link collapses is mostly of before: taken at its
+    word, it defends the rung in use for another window or two. By how much the rung's time changes,
+    and not the link's rate: a fast link's rate is known badly, and matters to nobody.
+    """
+    if current not in ladder.ids():
+        return False
+    rung, old = ladder.get(current), state.conditions
+    before = rung.predict(replace(now, bandwidth=old.bandwidth, rtt=old.rtt)).total
+    after = rung.predict(now).total
+    return max(before, after) > _OTHER_LINK * min(before, after)
+
+
+def _alone(ladder: Ladder, measured: Mapping[str, Measured]) -> dict[str, Measured]:
+    """The measurements that no link has a part in."""
+    return {rung: own for rung, own in measured.items() if not ladder.get(rung).crosses}
 
 
 def _remembered(state: State, now: float) -> Link | None:

@@ -231,11 +231,16 @@ class Reporter:
         sent.merge(window)
         if link is not None:
             sent.add_link(link)
+        begin = time.monotonic()
         try:
-            self._tail.samples(sent, self._hand.routes.plan.device_class, _TIMEOUT)
+            size = self._tail.samples(sent, self._hand.routes.plan.device_class, _TIMEOUT)
         except DovetailError:
             with self._lock:
                 self._window.merge(window)
             raise
-        self._report_pause = max(_REPORT_EVERY, _SHARE * (time.monotonic() - now))
+        took = time.monotonic() - begin
+        # What it waited behind requests is no cost of its own: counted, the news of a link that
+        # collapsed would keep the next report, which says where it stands, away for longest.
+        own = took if link is None else min(took, link.rtt + size * link.seconds_per_byte)
+        self._report_pause = max(_REPORT_EVERY, _SHARE * own)
         return True

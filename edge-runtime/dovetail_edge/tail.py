@@ -166,12 +166,13 @@ class Tail:
         except ValidationError as error:
             raise TailUnavailable(f"the tail's plan does not hold: {error}") from error
 
-    def samples(self, window: Window, device_class: str, timeout: float) -> None:
-        """Leave a window of samples; raises as `plan` does."""
+    def samples(self, window: Window, device_class: str, timeout: float) -> int:
+        """Leave a window of samples; returns the bytes it took. Raises as `plan` does."""
         document = {"deviceClass": device_class, "window": window.dump()}
         body = json.dumps(document, separators=(",", ":")).encode()
         headers = {"Content-Type": "application/json"}
         raise_for(self._control("POST", "/samples", timeout, body, headers))
+        return len(body)
 
     def probe(self, size: int, timeout: float) -> float:
         """Send `size` bytes; returns the seconds they were on the way. Raises as `plan` does."""

@@ -1,5 +1,7 @@
 """The slow hand as values: windows in, plans out, on a virtual clock."""
 
+from dataclasses import replace
+
 import pytest
 from tests.tiny_bundle import TinyBundle, write_tiny_bundle
 
@@ -74,6 +76,28 @@ def test_a_collapsing_link_moves_the_cut_and_its_return_moves_it_back(tiny: Tiny
         ("edge", over_good),
     ]
     assert all("ms" in m.message and m.reason == "Faster" for m in state.moves)
+
+
+def test_a_window_in_which_the_link_collapsed_does_not_defend_the_rung_in_use(
+    tiny: TinyBundle,
+) -> None:
+    """Verify that what was measured before the collapse, and came with it, delays no move.
+
+    Once the link is steady, a measurement is believed over the model again.
+    """
+    on = _terms(tiny, adapt={"cooldown": "4s"})
+    good, bad = Conditions(edge=20.0), Conditions(edge=20.0, bandwidth=1e3, rtt=0.3)
+    state = _run(on, start(on, 1), good, begin=0.0, windows=6)
+    crossing = state.plan.default
+    mixed = _window(on, crossing, good, count=20, link=False)
+    mixed.add_link(Link(bad.rtt, 1 / bad.bandwidth))
+
+    moved, _ = step(on, state, mixed, now=100.0)
+    again, _ = step(on, replace(state, conditions=moved.conditions), mixed, now=102.0)
+
+    assert crossing != "edge"
+    assert moved.plan.default == "edge"
+    assert again.plan.default == crossing
 
 
 def test_generations_rise_only_when_there_is_something_to_say(tiny: TinyBundle) -> None:
