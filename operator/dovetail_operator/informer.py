@@ -9,8 +9,10 @@ and no error. Reconnects wait longer each time, with jitter, so that a hundred o
 come back together. Bookmarks keep the resource version fresh on collections that change rarely, so
 that a reconnect seldom needs a list.
 
-A kind that the API server does not have (a prerequisite that is not installed) is an empty store
-that says `absent`, and is asked for again.
+A kind that the API server may not have (a prerequisite that is not installed) is an empty store
+that says `absent`, and is asked for again; that it came, or went, is told too, for no object does.
+Of any other kind a 404 is a failure like others: a proxy that answers so for a moment must not look
+as if everything had been deleted.
 
 References: Kubernetes API concepts, "Efficient detection of changes"; client-go's Reflector.
 """
@@ -35,6 +37,7 @@ _SILENCE: Final = 150.0  # bookmarks come about once a minute
 _BACKOFF: Final = (0.5, 30.0)
 _RELIST: Final = 1.0  # spreads the lists of all operators after an API server lost its history
 _ABSENT_RETRY: Final = 15.0
+_LEAST_WATCH: Final = 1.0  # one that ends sooner is not begun again at once
 _OVERDUE: Final = _WATCH_SECONDS[1] + _SILENCE + _BACKOFF[1] + 60.0
 
 Changed = Callable[[Json | None, Json | None], None]
@@ -50,6 +53,7 @@ class Kind:
         params: selectors.
         slim: whether metadata is all that is asked for.
         keep: fields that are kept; all where none is named.
+        optional: whether the API server may have no such kind.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Kind:
     params: Mapping[str, Any] = field(default_factory=dict)
     slim: bool = False
     keep: frozenset[str] = frozenset()
+    optional: bool = False
 
 
 class Informer:
@@ -67,17 +72,25 @@ class Informer:
         kind: what it reads.
         store: where it keeps it.
         changed: told of each change as (before, after); None for not there.
+        turned: told that an optional kind is there, or is there no more.
 
     Attributes:
         synced: set once the store has held the whole collection, or it is known to be absent.
         absent: whether the API server has no such kind.
     """
 
-    def __init__(self, api: Api, kind: Kind, store: Store, changed: Changed) -> None:
+    def __init__(
+        self,
+        api: Api,
+        kind: Kind,
+        store: Store,
+        changed: Changed,
+        turned: Callable[[], None] = lambda: None,
+    ) -> None:
         self.kind, self.store = kind, store
         self.synced = threading.Event()
         self.absent = False
-        self._api, self._changed = api, changed
+        self._api, self._changed, self._turned = api, changed, turned
         self._stop = threading.Event()
         self._alive = time.monotonic()
         self._version = ""
@@ -103,23 +116,28 @@ class Informer:
             try:
                 if not self._version:
                     self._list()
+                began = time.monotonic()
                 self._watch()
                 failures = 0
-                continue
+                if time.monotonic() - began >= _LEAST_WATCH:
+                    continue
+                why, wait = "ended", _LEAST_WATCH
             except Expired:
                 self._version, why, wait = "", "expired", _RELIST
-            except Absent:
-                self._version, why, wait = "", "absent", _ABSENT_RETRY
-                self._replace([])
-                self.absent = True
-                self.synced.set()
             except DovetailError as error:
                 failures += 1
                 why = "error"
                 wait = min(_BACKOFF[0] * 2 ** min(failures, 8), _BACKOFF[1])
                 if isinstance(error, ApiError):  # twice, because the jitter may halve it
                     wait = max(wait, 2 * error.retry_after)
-                log.warning("%s: %s", self.kind.name, error)
+                if isinstance(error, Absent):
+                    self._version = ""
+                if isinstance(error, Absent) and self.kind.optional:
+                    failures, why, wait = 0, "absent", _ABSENT_RETRY
+                    self._replace([])
+                    self._is_absent(True)
+                else:
+                    log.warning("%s: %s", self.kind.name, error)
             WATCH_RESTARTS.labels(self.kind.name, why).inc()
             self._stop.wait(wait * random.uniform(0.5, 1.0))  # noqa: S311  spreads load, no secret
 
@@ -130,10 +148,15 @@ class Informer:
             self._alive = time.monotonic()
             items.extend(slim(item, self.kind.keep) for item in page.get("items") or ())
             version = page["metadata"]["resourceVersion"]
-        self.absent = False
         self._replace(items)
         self._version = version
+        self._is_absent(False)
+
+    def _is_absent(self, absent: bool) -> None:
+        turned, self.absent = absent != self.absent, absent
         self.synced.set()
+        if turned:
+            self._turned()
 
     def _replace(self, items: list[Json]) -> None:
         """Make the store hold exactly these, and tell every difference."""

@@ -17,11 +17,10 @@ from dovetail.api import seconds
 from dovetail.errors import DovetailError
 from dovetail.measure import Window
 from dovetail_operator.client import Json
-from dovetail_operator.events import Events
 from dovetail_operator.figures import Figures
 from dovetail_operator.hands import Hands
 from dovetail_operator.ledger import Ledger, Presence, Reading
-from dovetail_operator.metrics import LEDGER_READS, MOVES
+from dovetail_operator.metrics import LEDGER_READS
 from dovetail_operator.pools import Pools
 from dovetail_operator.rollout import Reports
 from dovetail_operator.world import World
@@ -69,7 +68,7 @@ class Mover:
         """Which versions devices reported; None where that is not known now."""
         return self._reports.get(key) if self.answers(pool) else None
 
-    def run(self, pools: Pools, events: Events) -> None:
+    def run(self, pools: Pools) -> None:
         """Turn until stopped."""
         with ThreadPoolExecutor(_READERS, thread_name_prefix="ledger") as readers:
             while not self._stop.wait(_TICK):
@@ -77,17 +76,17 @@ class Mover:
                 due = [key for key in pools.known() if self._due.get(key, 0.0) <= now]
                 for key in due:
                     self._due[key] = math.inf  # until this turn is over
-                    readers.submit(self._turn, key, pools.members(key), events)
+                    readers.submit(self._turn, key, pools.members(key))
 
     def stop(self) -> None:
         """Let `run` return."""
         self._stop.set()
 
-    def _turn(self, pool: str, members: list[str], events: Events) -> None:
+    def _turn(self, pool: str, members: list[str]) -> None:
         """One window of a pool."""
         every = self._every(members)
         try:
-            if not self.turn(pool, members, events):
+            if not self.turn(pool, members):
                 every = self._idle[pool] = min(_MOST, 2.0 * self._idle.get(pool, every))
             else:
                 self._idle.pop(pool, None)
@@ -101,7 +100,7 @@ class Mover:
             every = _MOST
         self._due[pool] = time.monotonic() + every
 
-    def turn(self, pool: str, members: list[str], events: Events) -> bool:
+    def turn(self, pool: str, members: list[str]) -> bool:
         """Read a pool's ledger and step each of its deployments.
 
         Returns:
@@ -120,8 +119,11 @@ class Mover:
         self._read[pool] = now
         self._heard(pool, members, answers=True)
         for key in members:
-            self._met(key, reading)
-            self._step(key, reading.windows.get(key, {}), events)
+            try:
+                self._met(key, reading)
+                self._step(key, reading.windows.get(key, {}))
+            except Exception:  # one deployment's defect must not stop those after it
+                log.exception("a step failed", extra={"pool": pool, "deployment": key})
         return bool(reading.windows)
 
     def _met(self, key: str, reading: Reading) -> None:
@@ -140,15 +142,9 @@ class Mover:
         self._reports.pop(key, None)
         self._told.pop(key, None)
 
-    def _step(self, key: str, windows: Mapping[str, Window], events: Events) -> None:
+    def _step(self, key: str, windows: Mapping[str, Window]) -> None:
         # Who was not heard of is left as it is: most of a large pool is idle most of the time.
         changed = self._hands.turn(key, windows, time.time()) if windows else {}
-        hybrid = self._world.stores["HybridDeployment"].get(key)
-        for name, decision in changed.items():
-            if decision.moved and hybrid is not None:
-                MOVES.labels(str(decision.reason)).inc()
-                note = f"Class {name} moved to {decision.rung}: {decision.message}"
-                events.emit(hybrid, "Normal", "Moved", "Move", note)
         now = {name: (hand.measured, hand.figures) for name, hand in self._hands.get(key).items()}
         if changed or self._told.get(key, dict.fromkeys(now, (False, None))) != now:
             self._hybrid(key)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from dovetail.api import API_VERSION, HybridDeployment
 from dovetail.plan import application_name
-from dovetail_operator.client import Api, Json
+from dovetail_operator.client import Api, ApiError, Conflict, Json
 from dovetail_operator.conditions import WAITS_FOR_BUNDLE, Finding
 from dovetail_operator.names import (
     OPERATOR,
@@ -23,17 +23,19 @@ from dovetail_operator.names import (
     path_of,
     same,
 )
-from dovetail_operator.rayservice import Claim, Member, admitted, ray_service
+from dovetail_operator.rayservice import Claim, Member, admitted, ray_service, too_large
 from dovetail_operator.record import Record
 from dovetail_operator.store import key_of
 from dovetail_operator.world import POOL, World, dedicated_name
 
 _KUBERAY: Final = (
     "This cluster has no RayService (ray.io/v1), in which tails run. Install the KubeRay operator: "
-    "helm install kuberay-operator kuberay/kuberay-operator --version 1.6.2"
+    "helm install kuberay-operator kuberay-operator --version 1.6.2 "
+    "--repo https://ray-project.github.io/kuberay-helm/"
 )
 
 TRIED_AGAIN: Final = "It is tried again in ten minutes, and at once when the spec changes."
+_TOO_MANY: Final = 429
 _NOBODY: Final = "0" * 64  # no token is known that has this digest
 
 
@@ -107,14 +109,22 @@ class Pools:
         self._admitted: dict[str, dict[str, tuple[str, ...]]] = {}
         self._full: dict[str, frozenset[tuple[str, str]]] = {}
         self._composed: dict[str, Member] = {}
+        self._refused: dict[str, str] = {}
 
     def reconcile(self, key: str) -> None:
-        """Make a pool's RayService what its members want."""
+        """Make a pool's RayService what its members want.
+
+        Raises:
+            Conflict: somebody was faster; look again.
+            ApiError: the API server refuses what we write.
+            Unavailable: the API server does not answer.
+        """
         pool = self._world.pool(key)
         living = self._living(key) if pool else []
         if pool is None or not living:
             self._admitted.pop(key, None)
             self._full.pop(key, None)
+            self._refused.pop(key, None)
             self._remove(key)
             return
         self._admit(key, living, pool.max_tails)
@@ -122,12 +132,11 @@ class Pools:
         if not self._world.has_ray or (found is not None and not self._is_ours(found)):
             return
         inside = self._admitted[key]
-        members = [
-            member
-            for item in living
-            if inside.get(key_of(item)) and (member := self._member(item, inside[key_of(item)]))
-        ]
-        if not members:
+        placed = [item for item in living if inside.get(key_of(item))]
+        members = [m for item in placed if (m := self._member(item, inside[key_of(item)]))]
+        # Nobody has anything to run: a pool that is there goes on with its ledger alone, so that
+        # no tail and no token outlives its deployment; one that is not there is not made for it.
+        if not members and (placed or found is None):
             return
         namespace, name = key.split("/", 1)
         owner = self._release if namespace == self._world.config.namespace else living[0]
@@ -140,8 +149,44 @@ class Pools:
             config=self._world.config,
             operator_token=self._operator_token,
         )
+        self._put(key, body, found)
+
+    def _put(self, key: str, body: Json, found: Json | None) -> None:
+        """Write a pool where it differs, and keep why it cannot be, for those who live in it."""
+        if why := too_large(body):
+            self._tell_refused(key, why)
+            return
         if not same(body, found):
-            self._api.apply(path_of(body), body, seen=found)
+            try:
+                self._api.apply(path_of(body), body, seen=found)
+            except Conflict:
+                raise
+            except ApiError as error:
+                if error.status != _TOO_MANY:
+                    self._tell_refused(key, str(error))
+                raise
+        self._tell_refused(key, None)
+
+    def _tell_refused(self, key: str, why: str | None) -> None:
+        if self._refused.get(key) == why:
+            return
+        if why is None:
+            self._refused.pop(key)
+        else:
+            self._refused[key] = why
+        for hybrid in self.members(key):
+            self._hybrid(hybrid)
+
+    def refused(self, key: str) -> Finding | None:
+        """Why a pool cannot be written; None where it can."""
+        why = self._refused.get(key)
+        if why is None:
+            return None
+        message = (
+            f"Pool {key.split('/', 1)[1]} cannot be written, so what runs in it goes on as it is, "
+            f"and nothing new begins: {why}. What a pool asks for is in the chart's values."
+        )
+        return Finding("True", "PoolRefused", message)
 
     def _admit(self, key: str, living: list[Json], places: int) -> None:
         """Decide who has a place, and tell those for whom that changed."""
@@ -219,8 +264,11 @@ class Pools:
         if refused is not None and refused.bundle == record.bundle:
             message = f"Ray Serve could not deploy the tail: {refused.message}. {TRIED_AGAIN}"
             return Finding("False", "TailFailed", message)
-        found = self.application(key, mine, record.bundle)
-        return _tail(name, found, ran=_ran(hybrid, record))
+        tail = _tail(name, self.application(key, mine, record.bundle), ran=_ran(hybrid, record))
+        wrong = self.refused(key)
+        if wrong is not None and tail.status == "False":
+            return Finding("False", wrong.reason, wrong.message)
+        return tail
 
     def _refusal(self, hybrid: Json, key: str, name: str) -> Finding | None:
         pool, namespace = self._world.pool(key), hybrid["metadata"]["namespace"]
@@ -229,7 +277,11 @@ class Pools:
             message = f"There is no pool {name!r}; the chart has {names}. Change spec.cloud.pool."
             return Finding("False", "UnknownPool", message)
         if not pool.serves(namespace):
-            message = f"Pool {name} does not serve namespace {namespace}; the chart lists those."
+            message = (
+                f"Pool {name} does not serve namespace {namespace}. Ask for another in "
+                "spec.cloud.pool, or have the namespace listed in the pool's namespaces in the "
+                "chart."
+            )
             return Finding("False", "NamespaceNotServed", message)
         if not self._world.has_ray:
             return Finding("False", "KubeRayMissing", _KUBERAY)
@@ -267,8 +319,8 @@ class Pools:
             if plan is not None:  # otherwise the class is new and its own reconcile on the way
                 plans[item.name] = plan
                 tokens[item.name] = _digest(secret)
-        if not plans:
-            return None
+        if not plans:  # every class is another one now; its plans are on the way
+            return self._composed.get(key_of(hybrid))
         created = hybrid["metadata"]["creationTimestamp"]
         member = Member(deployment.key, created, deployment.spec, versions, plans, tokens)
         self._composed[member.key] = member

@@ -33,7 +33,7 @@ from dovetail_operator.reporting import Reporter
 from dovetail_operator.trust import Trust
 from dovetail_operator.versions import Versions
 from dovetail_operator.workqueue import WorkQueue
-from dovetail_operator.world import POOL, World
+from dovetail_operator.world import World
 
 log = logging.getLogger("dovetail.operator")
 
@@ -140,15 +140,12 @@ class Operator:
                 "pool", pools.reconcile, self._lost, workers=_POOL_WORKERS, queue=self._pools
             ),
         ]
-        for key in self.world.stores["HybridDeployment"].values(POOL):
-            self._pools.add(key)
-        for key in self.world.stores["RayService"].keys():  # noqa: SIM118  a store is no dict
-            self._pools.add(key)
+        self.world.everything()
         for controller in self._stop:
             controller.start()
-        self._trust.watch(self._everything)
+        self._trust.watch(self.world.everything)
         threading.Thread(target=self._resync, name="resync", daemon=True).start()
-        self._mover.run(pools, events)
+        self._mover.run(pools)
 
     def _release(self) -> Json:
         """The ConfigMap of the release, with which all goes that the operator made for itself."""
@@ -163,11 +160,7 @@ class Operator:
     def _resync(self) -> None:
         """Look at everything now and then, whatever events were lost."""
         while not self._ended.wait(_RESYNC * random.uniform(0.9, 1.1)):  # noqa: S311  spreads load
-            self._everything()
-
-    def _everything(self) -> None:
-        for key in self.world.stores["HybridDeployment"].keys():  # noqa: SIM118  a store is no dict
-            self._hybrids.add(key)
+            self.world.everything()
 
     def _lost(self) -> None:
         log.error("the Lease is lost; ending")

@@ -55,6 +55,8 @@ _READY: Final[Json] = {
 _OBJECT_STORE: Final = str(80 << 20)
 # How many tails a pool holds is `maxTails`; CPUs as Ray counts them must not decide it again.
 _TAIL_CPUS: Final = 0.005
+# bytes; etcd stores objects up to 1.5 MiB, and a status with a line for each tail lies in it too
+_MOST_CONFIG: Final = 1_200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,20 @@ def ray_service(
                 "rayClusterConfig": _cluster(pool, config, marks),
             },
         }
+    )
+
+
+def too_large(service: Json) -> str | None:
+    """Why a RayService cannot be stored; None where it can.
+
+    How much a tail takes depends on its classes and rungs, from some 3 kB to some 20 kB.
+    """
+    size = len(service["spec"]["serveConfigV2"])
+    if size <= _MOST_CONFIG:
+        return None
+    return (
+        f"its Serve config has {size} bytes, and {_MOST_CONFIG} can be stored. Move deployments "
+        "to another pool in spec.cloud.pool"
     )
 
 

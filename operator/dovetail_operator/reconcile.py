@@ -9,6 +9,7 @@ becomes a condition and does not come back by itself.
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
@@ -35,7 +36,7 @@ from dovetail_operator.moving import Mover
 from dovetail_operator.names import child_name, collection, path_of, same, stamped
 from dovetail_operator.pools import Pools, parse
 from dovetail_operator.record import Record
-from dovetail_operator.reporting import Reporter, found_before, invalid, retrying, said
+from dovetail_operator.reporting import Reporter, found_before, invalid, retrying, said, taken
 from dovetail_operator.rollout import Stand
 from dovetail_operator.trust import Trust
 from dovetail_operator.versions import KIND, Progress, Versions, names_to_keep
@@ -43,6 +44,7 @@ from dovetail_operator.world import CHILDREN, OWNER, World, pool_key
 
 _CONTROLLER: Final = "hybriddeployment"
 _BEHIND: Final = 0.2  # seconds; a status that comes back is no event that brings a key back
+_LASTING: Final = 6  # conflicts in a row, over some ten seconds, that are no race any more
 _MEASURED: Final = ("Measuring", "NoRequests")
 
 
@@ -75,6 +77,7 @@ class Reconciler:
         self._api, self._world, self._versions = api, world, versions
         self._hands, self._pools, self._mover = hands, pools, mover
         self._reporter, self._trust = reporter, trust
+        self._conflicts: Counter[str] = Counter()
 
     def reconcile(self, key: str) -> float | None:
         """Make one deployment what it should be.
@@ -92,6 +95,7 @@ class Reconciler:
             self._hands.drop(key)
             self._mover.forget(key)
             self._reporter.forget(key)
+            self._conflicts.pop(key, None)
             return None
         if self._reporter.is_behind(hybrid):
             return _BEHIND
@@ -103,12 +107,17 @@ class Reconciler:
             return None
         try:
             progress, findings = self._act(hybrid, deployment)
-        except Conflict:
+        except Conflict as error:
+            self._conflicts[key] += 1
+            if self._conflicts[key] >= _LASTING:
+                with contextlib.suppress(Conflict, Unavailable):
+                    self._reporter.report(hybrid, taken(hybrid, error))
             raise
         except (ApiError, Unavailable) as error:
             with contextlib.suppress(Unavailable):  # where it is the API server, nobody hears it
                 self._reporter.report(hybrid, retrying(hybrid, error))
             raise
+        self._conflicts.pop(key, None)
         self._reporter.report(hybrid, findings)
         if progress.record is None:
             return None
@@ -226,17 +235,19 @@ class Reconciler:
         self._prune(hybrid, names)
 
     def _tokens(self, hybrid: Json, deployment: HybridDeployment) -> set[tuple[str, str]]:
-        """Make the tokens that are missing, before the plan: a tail starts with them all."""
+        """Make the tokens that are missing, before the plan: a tail starts with them all.
+
+        Raises:
+            Conflict: a Secret of that name is there and is not seen as ours.
+        """
         names: set[tuple[str, str]] = set()
         for item in deployment.spec.edge.classes:
             found = self._world.child("Secret", hybrid, "token", item.name)
             secret = found or edges.token_secret(hybrid, item.name, item.device_group)
             names.add(("Secret", secret["metadata"]["name"]))
             if found is None:
-                try:
-                    self._api.create(collection("Secret", hybrid["metadata"]["namespace"]), secret)
-                except Conflict:
-                    continue  # it is there; the store will say so
+                # Where it is there already the store will say so soon, or it is somebody else's.
+                self._api.create(collection("Secret", hybrid["metadata"]["namespace"]), secret)
         return names
 
     def _prune(self, hybrid: Json, names: set[tuple[str, str]]) -> None:
@@ -262,6 +273,8 @@ class Reconciler:
         )
         if wrong is AS_EXPECTED:
             wrong = conditions.degraded(found, record, full=full)
+        if wrong is AS_EXPECTED and record is not None:
+            wrong = self._pools.refused(pool) or wrong
         return Findings(
             partitioned=found,
             tail=self._pools.tail_available(hybrid, pool, record),

@@ -6,7 +6,7 @@ operator was there before.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final, Literal
 
@@ -19,10 +19,12 @@ from dovetail_operator.classes import Before
 from dovetail_operator.client import STATUS_MANAGER, Api, Json
 from dovetail_operator.conditions import Finding, Findings
 from dovetail_operator.events import Events
+from dovetail_operator.metrics import MOVES
 from dovetail_operator.names import HYBRIDS
 from dovetail_operator.rollout import short
 from dovetail_operator.store import key_of
 
+_AWAITED: Final = 60.0  # seconds; a watch that is slower than that is not healthy
 _TOLD: Final = ("Partitioned", "TailAvailable", "EdgeAvailable", "Degraded", "Ready")
 
 
@@ -36,11 +38,15 @@ class Reporter:
 
     def __init__(self, api: Api, events: Events) -> None:
         self._api, self._events = api, events
-        self._written: dict[str, int] = {}
+        self._written: dict[str, tuple[int, float]] = {}  # version, and how long it is awaited
 
     def is_behind(self, hybrid: Json) -> bool:
-        """Whether our own last write of a status is not back yet: look again soon."""
-        return int(hybrid["metadata"]["resourceVersion"]) < self._written.get(key_of(hybrid), 0)
+        """Whether our own last write of a status is not back yet: look again soon.
+
+        Not for ever: an API server that was set back to a backup counts from there again.
+        """
+        version, until = self._written.get(key_of(hybrid), (0, 0.0))
+        return int(hybrid["metadata"]["resourceVersion"]) < version and time.monotonic() < until
 
     def forget(self, key: str) -> None:
         """Forget a deployment."""
@@ -66,12 +72,25 @@ class Reporter:
         written = self._api.apply(
             path, {**head, "status": document}, seen=hybrid, manager=STATUS_MANAGER
         )
-        self._written[key_of(hybrid)] = int(written["metadata"]["resourceVersion"])
+        version = int(written["metadata"]["resourceVersion"])
+        self._written[key_of(hybrid)] = version, time.monotonic() + _AWAITED
         self._tell(hybrid, document["conditions"], previous)
+        self._tell_moves(hybrid, document.get("classes", ()), stored.get("classes", ()))
         old, new = stored.get("bundle"), document.get("bundle")
         if old and new and old != new:
             note = f"Version {short(new)} took over from {short(old)}."
             self._events.emit(hybrid, "Normal", "RolledOut", "Rollout", note)
+
+    def _tell_moves(self, hybrid: Json, now: Iterable[Json], before: Iterable[Json]) -> None:
+        """Tell moves once their plan is written: one that never got that far did not happen."""
+        told = {one["name"]: one.get("moves", ()) for one in before}
+        for item in now:
+            name = item["name"]
+            for move in item.get("moves", ()):
+                if move not in told.get(name, ()):
+                    MOVES.labels(move["reason"]).inc()
+                    note = f"Class {name} moved to {move['target']}: {move['message']}"
+                    self._events.emit(hybrid, "Normal", "Moved", "Move", note)
 
     def _tell(self, hybrid: Json, now: list[Json], before: Mapping[str, Json]) -> None:
         for condition in now:
@@ -127,6 +146,15 @@ def retrying(hybrid: Json, error: DovetailError) -> Findings:
     """What could not be done now comes back by itself; until then what was found stands."""
     message = f"What this deployment needs could not be done, and is tried again: {error}"
     return _as_before(hybrid, Finding("True", "Retrying", message))
+
+
+def taken(hybrid: Json, error: DovetailError) -> Findings:
+    """Somebody else has, or writes, what the deployment needs: it does not end by itself."""
+    message = (
+        f"An object that this deployment needs is somebody else's: {error}. Delete it, or stop "
+        "who writes it; it is tried again."
+    )
+    return _as_before(hybrid, Finding("True", "NameTaken", message))
 
 
 def _as_before(hybrid: Json, wrong: Finding) -> Findings:

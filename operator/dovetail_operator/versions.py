@@ -141,7 +141,8 @@ class Versions:
         if record is None:
             return Progress(made, made.bundle, job)
         if record.bundle == made.bundle:  # another spec, and the very same bytes
-            return Progress(replace(made, stand=record.stand), made.bundle, job)
+            made = replace(made, plans=record.plans, stand=record.stand)
+            return Progress(made, made.bundle, job)
         self.keep(hybrid, made, now)
         return Progress(record, made.bundle, job)
 

@@ -89,7 +89,10 @@ class World:
         scope = f"/namespaces/{namespace}" if namespace else ""
         kinds = [
             (Kind("hybriddeployments", f"{root}{scope}/{leaf}"), self._hybrid_changed),
-            (Kind("rayservices", collection("RayService"), keep=_STATUS), self._pool_changed),
+            (
+                Kind("rayservices", collection("RayService"), keep=_STATUS, optional=True),
+                self._pool_changed,
+            ),
             (Kind("nodes", collection("Node"), slim=True), self._node_changed),
         ]
         names = ["HybridDeployment", "RayService", "Node", *CHILDREN]
@@ -104,7 +107,7 @@ class World:
                 )
             )
         self.informers: dict[str, Informer] = {
-            name: Informer(api, kind, self.stores[name], changed)
+            name: Informer(api, kind, self.stores[name], changed, self.everything)
             for name, (kind, changed) in zip(names, kinds, strict=True)
         }
 
@@ -127,6 +130,14 @@ class World:
     def healthy(self) -> bool:
         """Whether every watch is alive."""
         return all(informer.healthy for informer in self.informers.values())
+
+    def everything(self) -> None:
+        """Have every deployment and every pool looked at."""
+        hybrids = self.stores["HybridDeployment"]
+        for key in hybrids.keys():  # noqa: SIM118  a store is no dict
+            self._hybrid(key)
+        for key in {*hybrids.values(POOL), *self.stores["RayService"].keys()}:
+            self._pool(key)
 
     @property
     def has_ray(self) -> bool:

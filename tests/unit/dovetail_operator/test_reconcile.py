@@ -1,5 +1,7 @@
 """What a reconcile does with what it sees, where no API server is needed to show it."""
 
+import math
+
 from kubernetes.client import ApiClient, Configuration
 from tests.unit.dovetail_operator.test_desired import CONFIG, hybrid
 
@@ -25,7 +27,10 @@ def test_what_happens_before_an_own_status_is_back_is_looked_at_again():
     seen = hybrid(model={"uri": "https://models.example/page.onnx"})
     seen["metadata"]["resourceVersion"] = "5"
     world.stores["HybridDeployment"].put(seen)
-    reporter._written["default/page"] = 7  # the status that was written is not in the store yet
+    reporter._written["default/page"] = (
+        7,
+        math.inf,
+    )  # what was written is not in the store yet
 
     wait = reconciler.reconcile("default/page")
 
