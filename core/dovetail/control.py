@@ -27,7 +27,7 @@ from dovetail.tensor import Document
 KEPT_MOVES = 10
 _LINK_FRESH = 5.0  # seconds a link is believed after it was seen
 _STEADY = 3  # windows whose median is taken for a speed
-_OTHER_LINK = 1.5  # change of the time on the rung in use by which a link is another one
+_WORSE_LINK = 1.5  # how much longer the rung in use takes on a link that collapsed
 _DRIFT = 0.2  # relative change of a speed that is worth a new generation
 
 
@@ -212,7 +212,7 @@ def step(terms: Terms, state: State, window: Window, now: float) -> tuple[State,
         speeds = (*speeds, (view.conditions.edge, view.conditions.cloud))[-_STEADY:]
         view = replace(view, conditions=_steady(view.conditions, speeds))
     current = state.plan.default
-    if state.link_at > -math.inf and _changed(terms.ladder, current, state, view.conditions):
+    if state.link_at > -math.inf and _collapsed(terms.ladder, current, state, view.conditions):
         view = replace(view, measured=_alone(terms.ladder, view.measured))
     decision = decide(
         terms.ladder,
@@ -245,19 +245,20 @@ def _steady(seen: Conditions, speeds: Sequence[tuple[float, float]]) -> Conditio
     return replace(seen, edge=edge, cloud=cloud)
 
 
-def _changed(ladder: Ladder, current: str, state: State, now: Conditions) -> bool:
-    """Whether the link became another one for the rung in use.
+def _collapsed(ladder: Ladder, current: str, state: State, now: Conditions) -> bool:
+    """Whether the link became so much worse for the rung in use that old times do not hold.
 
     What was measured in the window in which a link collapses is mostly of before: taken at its
-    word, it defends the rung in use for another window or two. By how much the rung's time changes,
-    and not the link's rate: a fast link's rate is known badly, and matters to nobody.
+    word, it defends the rung in use for another window or two. (One that recovers does the rung no
+    such favour.) By how much the rung's time changes, and not the link's rate: a fast link's rate
+    is known badly, and matters to nobody.
     """
     if current not in ladder.ids():
         return False
     rung, old = ladder.get(current), state.conditions
     before = rung.predict(replace(now, bandwidth=old.bandwidth, rtt=old.rtt)).total
     after = rung.predict(now).total
-    return max(before, after) > _OTHER_LINK * min(before, after)
+    return after > _WORSE_LINK * before
 
 
 def _alone(ladder: Ladder, measured: Mapping[str, Measured]) -> dict[str, Measured]:
