@@ -4,6 +4,7 @@ Who has a place is decided here too, because it depends on all members at once; 
 reconcile only reads the outcome. A RayService of a pool's name that is not ours is left alone.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -11,6 +12,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from dovetail.api import API_VERSION, HybridDeployment
+from dovetail.errors import Unavailable
 from dovetail.plan import application_name
 from dovetail_operator.client import Api, ApiError, Conflict, Json
 from dovetail_operator.conditions import WAITS_FOR_BUNDLE, Finding
@@ -36,6 +38,7 @@ _KUBERAY: Final = (
 
 TRIED_AGAIN: Final = "It is tried again in ten minutes, and at once when the spec changes."
 _TOO_MANY: Final = 429
+_LASTING: Final = 3  # failures in a row that are no hiccup of the API server any more
 _NOBODY: Final = "0" * 64  # no token is known that has this digest
 
 
@@ -110,6 +113,7 @@ class Pools:
         self._full: dict[str, frozenset[tuple[str, str]]] = {}
         self._composed: dict[str, Member] = {}
         self._refused: dict[str, str] = {}
+        self._failures: Counter[str] = Counter()
 
     def reconcile(self, key: str) -> None:
         """Make a pool's RayService what its members want.
@@ -161,10 +165,14 @@ class Pools:
                 self._api.apply(path_of(body), body, seen=found)
             except Conflict:
                 raise
-            except ApiError as error:
-                if error.status != _TOO_MANY:
+            except (ApiError, Unavailable) as error:
+                # A patch that does not fit the schema is answered 500 as well, again and again.
+                self._failures[key] += 1
+                busy = isinstance(error, Unavailable) or error.status == _TOO_MANY
+                if not busy or self._failures[key] >= _LASTING:
                     self._tell_refused(key, str(error))
                 raise
+        self._failures.pop(key, None)
         self._tell_refused(key, None)
 
     def _tell_refused(self, key: str, why: str | None) -> None:

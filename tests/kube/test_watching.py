@@ -123,19 +123,38 @@ def test_a_list_of_more_than_a_page_is_whole(server):
     assert store.get("default/m7")["kind"] == "PartialObjectMetadata"
 
 
-def test_a_kind_that_is_not_installed_is_an_empty_store_that_says_so(server):
+def test_a_kind_that_may_be_missing_is_an_empty_store_that_says_so(server):
     """Verify that a missing prerequisite does not keep the rest from starting."""
+    turned = []
     informer = Informer(
         Api(connect(str(server.kubeconfig))),
-        Kind("rayservices", "/apis/ray.io/v1/rayservices"),
+        Kind("rayservices", "/apis/ray.io/v1/rayservices", optional=True),
         Store(),
         lambda old, new: None,
+        lambda: turned.append(informer.absent),
     )
     informer.start()
     assert informer.synced.wait(30)
     informer.stop()
 
-    assert informer.absent
+    assert turned == [True]
+
+
+def test_a_kind_that_must_be_there_is_never_taken_for_an_empty_one(server):
+    """Verify that a 404 on the way does not look as if everything had been deleted."""
+    store = Store()
+    store.put({"metadata": {"name": "kept", "resourceVersion": "1"}})
+    informer = Informer(
+        Api(connect(str(server.kubeconfig))),
+        Kind("hybriddeployments", "/apis/dovetail.dev/v1alpha1/hybriddeployments"),
+        store,
+        lambda old, new: None,
+    )
+    informer.start()
+
+    assert not informer.synced.wait(3)
+    informer.stop()
+    assert len(store) == 1
 
 
 def test_deletes_while_the_api_server_was_dead_are_told_after_a_410(server, watched):
