@@ -40,8 +40,7 @@ class Sample:
     """One request as the edge saw it.
 
     Attributes:
-        rung: rung id the request started on; `edge` where the cloud was not asked, because it is
-            known to be away.
+        rung: rung id the request started on; `edge` where the cloud is known to be away.
         parts: seconds by part; `network` is the round trip without queue, decode, tail and encode.
         recv: seconds the tail spent receiving the body; inside `network`.
         total: seconds the caller waited.
@@ -279,7 +278,6 @@ def _load_rung(window: Mapping[str, Any]) -> RungWindow:
 
 
 def _count(value: object) -> int:
-    """A count from JSON."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_COUNT:
         raise ValueError(f"{value!r:.40} is not a count")
     return value
@@ -388,7 +386,6 @@ class LinkEstimator:
         return weighed
 
     def _decayed(self, at: float, now: float) -> float:
-        """Weight of all time up to `at`."""
         return float(0.5 ** ((now - at) / self._half_life))
 
 
