@@ -148,10 +148,13 @@ proxy
 {{- regexReplaceAll ":[0-9]+$" (get (urlParse .) "host") "" -}}
 {{- end -}}
 
-{{/* Names of the certificate, as YAML. */}}
+{{/* Names of the certificate, as YAML; a public authority refuses all where one is a Service's. */}}
 {{- define "dovetail.dnsNames" -}}
 {{- $service := printf "%s-gateway.%s" (include "dovetail.fullname" .) .Release.Namespace -}}
-{{- $names := list (printf "%s.svc" $service) $service (printf "%s.svc.%s" $service .Values.clusterDomain) -}}
+{{- $names := list -}}
+{{- if .Values.gateway.tls.privateCa -}}
+{{- $names = list (printf "%s.svc" $service) $service (printf "%s.svc.%s" $service .Values.clusterDomain) -}}
+{{- end -}}
 {{- with .Values.gateway.externalUrl -}}
 {{- $host := include "dovetail.host" . -}}
 {{- if not (regexMatch "^[0-9.]+$" $host) -}}

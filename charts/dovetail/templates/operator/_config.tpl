@@ -1,6 +1,5 @@
 {{/* What the operator reads: core words, one document, checked when it starts. */}}
 {{- define "dovetail.config" -}}
-{{- $mode := include "dovetail.gateway" . -}}
 {{- $path := "/{namespace}/{pool}" -}}
 release: {{ include "dovetail.fullname" . }}-release
 namespace: {{ .Release.Namespace }}
@@ -27,10 +26,8 @@ pools:
 dedicated:
   {{- toYaml (merge (dict "name" "dedicated") .Values.dedicatedPool) | nindent 2 }}
 cache: {{ .Values.cache }}
-{{- if eq $mode "proxy" }}
-endpoint: https://{{ include "dovetail.fullname" . }}-gateway.{{ .Release.Namespace }}.svc:8443{{ $path }}
-{{- else if eq $mode "routes" }}
-endpoint: {{ required "gateway.gatewayApi.url: say how devices reach your Gateway" .Values.gateway.gatewayApi.url }}{{ $path }}
+{{- with include "dovetail.endpoint" . }}
+endpoint: {{ . }}{{ $path }}
 {{- end }}
 {{- with .Values.gateway.externalUrl }}
 externalEndpoint: {{ . }}{{ $path }}
@@ -45,6 +42,29 @@ telemetry: {{ . }}
 poolIngress:
   {{- include "dovetail.poolIngress" . | nindent 2 }}
 {{- end }}
+{{- end -}}
+
+{{/*
+Where devices in the cluster find the pools; empty where nothing of ours leads there. No public
+authority signs the name of a Service, so with its certificate they take the way from outside.
+*/}}
+{{- define "dovetail.endpoint" -}}
+{{- $mode := include "dovetail.gateway" . -}}
+{{- $tls := .Values.gateway.tls -}}
+{{- $external := .Values.gateway.externalUrl -}}
+{{- if eq $mode "plain" -}}
+{{- if $external -}}
+{{- fail "gateway.externalUrl: there is no gateway that leads /NAMESPACE/POOL to a pool; take it out, and give deployments the address of their pool as spec.cloud.endpoint, or set gateway.enabled" -}}
+{{- end -}}
+{{- else if eq $mode "routes" -}}
+{{- required "gateway.gatewayApi.url: say how devices reach your Gateway" .Values.gateway.gatewayApi.url -}}
+{{- else if $tls.privateCa -}}
+https://{{ include "dovetail.fullname" . }}-gateway.{{ .Release.Namespace }}.svc:8443
+{{- else if not (or $tls.existingSecret $tls.certManager.enabled) -}}
+{{- fail "gateway.tls.privateCa: false is for a certificate of a public authority, and the chart makes none; give it as gateway.tls.existingSecret or by gateway.tls.certManager, or leave privateCa true" -}}
+{{- else -}}
+{{- required "gateway.externalUrl: with gateway.tls.privateCa=false devices in the cluster reach the gateway by a name that a public authority signs; set it to https://host[:port] with that name" $external -}}
+{{- end -}}
 {{- end -}}
 
 {{/* The Secret whose `ca.crt` devices must trust; empty where they need none of ours. */}}
