@@ -132,7 +132,7 @@ MATRIX: dict[str, dict[str, Any]] = {
     "a certificate of a public authority": {
         "gateway": {
             "tls": {"existingSecret": "wildcard", "privateCa": False},
-            "externalUrl": "https://192.0.2.1:30443",
+            "externalUrl": "https://tails.example:30443",
             "service": {"type": "LoadBalancer"},
         }
     },
@@ -140,6 +140,15 @@ MATRIX: dict[str, dict[str, Any]] = {
         "gateway": {
             "tls": {"certManager": {"enabled": True, "issuerRef": {"name": "ours"}}},
             "externalUrl": "https://192.0.2.1:30443",
+        }
+    },
+    "cert-manager and a public authority": {
+        "gateway": {
+            "tls": {
+                "privateCa": False,
+                "certManager": {"enabled": True, "issuerRef": {"name": "acme"}},
+            },
+            "externalUrl": "https://tails.example",
         }
     },
     "one of each": {"operator": {"replicas": 1}, "gateway": {"replicas": 1}},

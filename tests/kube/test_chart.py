@@ -16,7 +16,7 @@ from tests.kube.chart_values import EVERYTHING, MATRIX
 from tests.kube.helm import CHART, HelmFailed, found_helm, leaves, one, pods
 from tests.kube.operators import NAMESPACE
 
-from dovetail_operator.config import Config
+from dovetail_operator.config import Config, PoolConfig
 from dovetail_operator.edges import token_secret
 from dovetail_operator.world import dedicated_name
 
@@ -85,6 +85,54 @@ def test_the_operator_accepts_what_the_chart_tells_it(rendered, tmp_path, what):
     assert config.endpoint_ca is None or str(config.endpoint_ca.parent) in held
 
 
+@pytest.mark.parametrize(
+    ("what", "endpoint", "authority"),
+    [
+        (
+            "as it comes",
+            "https://dovetail-gateway.dovetail-system.svc:8443",
+            "dovetail-gateway-tls",
+        ),
+        (
+            "a certificate of the user",
+            "https://dovetail-gateway.dovetail-system.svc:8443",
+            "wildcard",
+        ),
+        ("a certificate of a public authority", "https://tails.example:30443", None),
+        ("cert-manager and a public authority", "https://tails.example", None),
+        ("a Gateway of the user", "https://gw.example", None),
+        ("no gateway", None, None),
+    ],
+)
+def test_devices_in_the_cluster_come_by_a_name_that_the_gateways_authority_signs(
+    rendered, what, endpoint, authority
+):
+    """Verify that operator and `helm test` are given the same address and the same authority."""
+    objects = rendered(what)
+    config = yaml.safe_load(one(objects, "ConfigMap", "dovetail-config")["data"]["config.yaml"])
+    assert config.get("endpoint") == (endpoint and f"{endpoint}/{{namespace}}/{{pool}}")
+    assert ("endpointCa" in config) == (authority is not None)
+
+    operator = one(objects, "Deployment", "dovetail-operator")["spec"]["template"]["spec"]
+    test = one(objects, "Pod", "dovetail-test")["spec"]
+    trusted = [v["secret"]["secretName"] for v in operator["volumes"] if "secret" in v]
+    assert trusted == ([authority] if authority else [])
+    asked = test["containers"][0]["args"][1:]
+    if what.endswith("Gateway of the user") or endpoint is None:  # not the chart's to answer
+        assert asked == []
+    else:
+        assert asked == [endpoint, *(["/etc/dovetail/gateway/ca.crt"] if authority else [])]
+
+
+def test_a_public_authority_is_asked_for_no_name_of_the_cluster(rendered):
+    objects = rendered("cert-manager and a public authority")
+    certificate = one(objects, "Certificate", "dovetail-gateway")["spec"]
+
+    assert certificate["dnsNames"] == ["tails.example"]
+    private = one(rendered("cert-manager"), "Certificate", "dovetail-gateway")["spec"]
+    assert "dovetail-gateway.dovetail-system.svc" in private["dnsNames"]
+
+
 @pytest.mark.parametrize("what", MATRIX)
 def test_haproxy_accepts_the_gateways_configuration(rendered, tmp_path, what):
     values = MATRIX[what]
@@ -133,6 +181,17 @@ def test_values_and_readme_are_those_that_the_schema_says(helm):
         assert f"`{'.'.join(path)}`" in readme
 
 
+def test_a_pool_that_says_only_its_name_is_as_the_values_say():
+    """Verify that the defaults that people read are those that the operator has."""
+    pool = PoolConfig(name="a").model_dump(mode="json", by_alias=True, exclude={"name"})
+    values = SCHEMA["properties"]
+    said = values["pools"]["items"]["properties"]
+    assert {name: item.get("default") for name, item in said.items() if name != "name"} == pool
+
+    own = values["dedicatedPool"]["properties"]
+    assert all(pool[name] == item["default"] for name, item in own.items())
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -167,6 +226,18 @@ def test_values_and_readme_are_those_that_the_schema_says(helm):
         (
             {"gateway": {"gatewayApi": {"enabled": True, "url": "https://g.example"}}},
             "gateway.gatewayApi.parentRefs: name your Gateway",
+        ),
+        (
+            {"gateway": {"tls": {"existingSecret": "a", "privateCa": False}}},
+            "gateway.externalUrl: with gateway.tls.privateCa=false",
+        ),
+        (
+            {"gateway": {"tls": {"privateCa": False}, "externalUrl": "https://a"}},
+            "gateway.tls.privateCa: false is for a certificate of a public authority",
+        ),
+        (
+            {"gateway": {"enabled": False, "externalUrl": "https://a"}},
+            "gateway.externalUrl: there is no gateway",
         ),
         ({"networkPolicy": {"enabled": "yes"}}, "/networkPolicy/enabled"),
         ({"crds": {"keep": "no"}}, "/crds/keep"),
@@ -289,6 +360,29 @@ def test_what_to_do_next_is_said_and_names_what_is_missing(helm, server, apiserv
     plain = helm.on(server, "install", "--dry-run=server", gateway={"enabled": False})
     assert "KubeRay is missing" not in plain
     assert "in plain text" in plain
+    assert "spec.cloud.endpoint" in plain
+    assert "gateway.externalUrl" not in plain
+
+
+def test_what_to_do_next_is_done_in_the_namespace_that_is_served(helm, server):
+    """Verify that nobody is sent where nothing is served, or left without the Secrets there."""
+    first = helm.on(server, "install", "--dry-run=server")
+    assert "kubectl create namespace vision" in first
+    assert "kubectl create secret" not in first
+
+    alone = helm.on(
+        server,
+        "install",
+        "--dry-run=server",
+        watchNamespace="default",
+        images={"pullSecrets": [{"name": "pull"}]},
+        registry={"url": "http://registry.example:5000", "existingSecret": "login"},
+    )
+    assert "vision" not in alone
+    assert "kubectl create namespace" not in alone
+    assert alone.count("-n default ") == 5
+    for secret in ("pull", "login"):
+        assert f"kubectl create secret docker-registry {secret} -n default" in alone
 
 
 def test_the_published_definition_is_the_one_that_is_installed(helm):
