@@ -51,7 +51,8 @@ ModelUri = Annotated[
     str,
     StringConstraints(max_length=2048),
     Matches(
-        r"^(file:|https?://|pvc://[a-z0-9][-a-z0-9.]{0,252}/|oci://[^/]+/).+$",
+        r"^((file:|https?://|pvc://[a-z0-9][-a-z0-9.]{0,252}/).+"
+        r"|oci://[A-Za-z0-9.:\[\]-]+/[a-z0-9][a-z0-9._/-]*@sha256:[0-9a-f]{64})$",
         "must begin with file:, http:// or https://, or be pvc://CLAIM/PATH or "
         "oci://REGISTRY/REPOSITORY@sha256:DIGEST",
     ),
@@ -225,7 +226,9 @@ class Adapt(Checked):
 
     Attributes:
         mode: `Auto` moves it, `Manual` keeps `split.rung`, `Paused` keeps what is in use.
-        window: how often the rungs are compared.
+        window: how often the rungs are compared. In a cluster a pool's measurements are read once
+            for all its deployments, every 1 to 30 s: as often as the shortest window among those
+            with mode `Auto` says, and more rarely while nothing is asked.
         hysteresis: least relative gain that is worth a move.
         cooldown: least time between two moves.
     """
@@ -312,7 +315,9 @@ class Metadata(Checked):
     Attributes:
         name: name of the deployment, also of its endpoint.
         namespace: where it lives.
-        labels, annotations: as Kubernetes has them; not read by Dovetail.
+        labels: as Kubernetes has them; not read by Dovetail.
+        annotations: as Kubernetes has them; in a cluster `dovetail.dev/slowdown` is read, a factor
+            by which the edges on nodes are slowed down, and no other.
     """
 
     name: Label

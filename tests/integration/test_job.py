@@ -230,7 +230,7 @@ def test_a_model_in_a_registry_is_the_only_layer_of_its_artifact(setting: Settin
         ({"model": {"uri": "WEB/constant.onnx"}}, "ProofVacuous", ""),
         ({"model": {"uri": "WEB/tiny.onnx"}, "mode": "Guess"}, "ManifestError", "spec.mode"),
         ({"model": {"uri": "http://127.0.0.1:1/m.onnx"}}, "Unavailable", "does not answer"),
-        ({"model": {"uri": "oci://127.0.0.1:1/m@sha256:1"}}, "ManifestError", "is not oci://"),
+        ({"model": {"uri": "oci://127.0.0.1:1/m@sha256:1"}}, "ManifestError", "@sha256:DIGEST"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

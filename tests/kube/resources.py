@@ -40,7 +40,8 @@ def whole() -> dict[str, Any]:
         "tolerations": [toleration],
         "resources": {"cpu": "500m", "memory": "1Gi"},
     }
-    model = {"uri": "oci://r.example/m@sha256:0", "digest": f"sha256:{'a1' * 32}"}
+    uri = f"oci://r.example/m@sha256:{'c3' * 32}"
+    model = {"uri": uri, "digest": f"sha256:{'a1' * 32}"}
     return {
         "model": model | {"credentials": "pull"},
         "inputs": [{"name": "x", "shape": [0, 3], "image": image}, {"name": "y", "shape": [1]}],

@@ -14,6 +14,7 @@ from dovetail.errors import ManifestError
 pytestmark = pytest.mark.kube
 
 URI = "must begin with file:, http:// or https://"
+ARTIFACT = "oci://REGISTRY/REPOSITORY@sha256:DIGEST"
 DIGEST = "must be sha256: and 64 hexadecimal digits"
 DURATION = "must be a duration such as 500ms, 5s or 2m"
 LABEL = "must be lower case letters, digits and -"
@@ -42,6 +43,10 @@ BAD = {
     "a scheme and nothing else": (model(uri="https://"), URI),
     "a model over two lines": (model(uri=f"{HTTP}\n"), URI),
     "a model address without end": (model(uri="https://" + "a" * 2048), "Too long"),
+    "an artifact by its tag": (model(uri="oci://r.example/m:v1"), ARTIFACT),
+    "an artifact of no digest": (model(uri="oci://r.example/m"), ARTIFACT),
+    "an artifact by half a digest": (model(uri="oci://r.example/m@sha256:abc"), ARTIFACT),
+    "an artifact of no registry": (model(uri=f"oci://m@sha256:{'0' * 64}"), ARTIFACT),
     "a digest of another algorithm": (model(digest="md5:" + "0" * 32), DIGEST),
     "a digest in capitals": (model(digest="sha256:" + "A" * 64), DIGEST),
     "a digest cut short": (model(digest="sha256:abc"), DIGEST),

@@ -39,6 +39,20 @@ URIS += [
     "https://" + "a" * 2041,
     "http:///",
 ]
+ARTIFACT = f"r.example/m@{DIGEST}"
+URIS += [
+    f"oci://{ARTIFACT}",
+    f"oci://{ARTIFACT}\n",
+    f"oci://{ARTIFACT}0",
+    f"oci://R.example:5/{ARTIFACT}",
+]
+URIS += ["oci://r/m:tag", f"oci://r/m:tag@{DIGEST}", f"oci://r/M@{DIGEST}", f"oci:///m@{DIGEST}"]
+URIS += [
+    f"oci://é/m@{DIGEST}",
+    f"oci://r x/m@{DIGEST}",
+    f"oci://[::1]:5000/m@{DIGEST}",
+    f"oci://r@{DIGEST}",
+]
 DIGESTS = [DIGEST, f"{DIGEST}\n", DIGEST[:-1], f"{DIGEST}0", DIGEST.upper(), DIGEST[:-1] + "g"]
 AMOUNTS = ["1", "500m", "0", "01", "1.5", "2Gi", "2G", "-1Gi", "999999999Ki", "1000000m"]
 STRINGS = [*DURATIONS, *RUNGS, *CHOICES, *LABELS, *URIS, *DIGESTS, *AMOUNTS]
