@@ -13,7 +13,7 @@ import yaml
 from tests.kube.apiserver import Refused, _kubeconfig
 from tests.kube.cluster import CAMERA, Cluster
 from tests.kube.controllers import JOBS, finish
-from tests.kube.helm import CHART, HelmFailed, found_helm, one
+from tests.kube.helm import CHART, REGISTRY, HelmFailed, found_helm, one
 from tests.kube.operators import NAMESPACE, operator, until
 
 from dovetail_operator.names import child_name
@@ -309,6 +309,25 @@ def test_after_it_is_uninstalled_only_a_definition_that_is_kept_is_left(helm, se
         if kind not in ("namespaces", "apiservices")
     }
     assert left == ({"hybriddeployments.dovetail.dev", "page"} if keep else set())
+
+
+def test_a_kept_definition_is_taken_up_again_and_given_to_another_release(helm, server):
+    """Verify the page's way to install under another name where a definition was kept."""
+    helm.on(server, "install", "--create-namespace")
+    helm.on(server, "uninstall")
+    assert defined(server)
+    helm.on(server, "install")
+    helm.on(server, "uninstall")
+
+    there = [f"--kubeconfig={server.kubeconfig}", f"--namespace={NAMESPACE}"]
+    with pytest.raises(HelmFailed, match="invalid ownership metadata"):
+        helm.run("install", "other", str(CHART), *there, values=REGISTRY)
+    marks = {"meta.helm.sh/release-name": "other", "meta.helm.sh/release-namespace": NAMESPACE}
+    body = {"metadata": {"annotations": marks}}
+    headers = {"Content-Type": "application/merge-patch+json"}
+    server.request("PATCH", DEFINITION, body, headers=headers)
+    helm.run("install", "other", str(CHART), *there, values=REGISTRY)
+    helm.run("uninstall", "other", *there)
 
 
 def until_steady(server):
