@@ -5,12 +5,15 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.cluster.images import ROOMS
 
 from dovetail.api import load_manifest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
 SCHEMA = json.loads((ROOT / "charts" / "dovetail" / "values.schema.json").read_text())
+LOOP = r"for image in ([\w ]+);"
+IMAGES = tuple(re.findall(LOOP, PAGE)[0].split())
 EXAMPLES = sorted((ROOT / "examples" / "kubernetes").glob("*.yaml"))
 
 
@@ -37,11 +40,27 @@ def test_every_value_that_is_set_is_one_of_the_chart():
 def test_every_image_and_target_is_one_that_is_built():
     """The loops over images name all that `make images` builds, and `make` knows its targets."""
     dockerfiles = [path for path in ROOT.glob("*/*Dockerfile") if ".venv" not in path.parts]
-    for loop in re.findall(r"for image in ([\w ]+);", PAGE):
-        assert len(loop.split()) == len(dockerfiles)
+    assert len(IMAGES) == len(dockerfiles)
+    assert {tuple(loop.split()) for loop in re.findall(LOOP, PAGE)} == {IMAGES}
     targets = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^\$ make ([\w-]+)", PAGE, re.MULTILINE):
         assert re.search(rf"^{target}:", targets, re.MULTILINE)
+
+
+def test_images_have_the_names_under_which_they_are_built():
+    """An engine keeps whole names, and podman finds no image by a short one of docker's."""
+    names = re.findall(r"(?:tag|save --output \S+) (\S+):0", PAGE)
+    assert len(names) == 2
+    for name in names:
+        assert {name.replace("$image", image) for image in IMAGES} == {
+            image.tag.split(":")[0] for image in ROOMS
+        }
+
+
+def test_no_example_is_applied_as_it_is():
+    """Each names a server that is not there, which is to be replaced first."""
+    assert all("https://models.example/" in path.read_text() for path in EXAMPLES)
+    assert "kubectl apply -f examples/" not in PAGE
 
 
 def test_every_file_is_there():
