@@ -28,10 +28,14 @@ _MADE_FROM: Final = {"model", "inputs", "calibration", "quality", "wire"}
 
 
 def partition_hash(deployment: HybridDeployment) -> str:
-    """Identity of what a bundle is made from: the fields of the spec that change its bytes."""
+    """Identity of what a bundle is made from: the fields of the spec that change its bytes.
+
+    What is at its default is left out, so that a release with one more field makes no bundle anew.
+    """
     spec = deployment.spec
-    made_from = spec.model_dump(mode="json", include=_MADE_FROM)
-    made_from |= {"name": deployment.metadata.name, "max_segments": spec.split.max_segments}
+    made_from = spec.model_dump(mode="json", include=_MADE_FROM, exclude_defaults=True)
+    made_from |= spec.split.model_dump(include={"max_segments"}, exclude_defaults=True)
+    made_from["name"] = deployment.metadata.name
     return hashlib.sha256(canonical_json(made_from)).hexdigest()[:16]
 
 

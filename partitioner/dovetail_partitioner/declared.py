@@ -33,6 +33,9 @@ def made_from(
 ) -> dict[str, object]:
     """Everything that a bundle follows from but the cost profile, as JSON values.
 
+    Fields at their defaults are left out, so that a release with one more field finds what an
+    earlier one made.
+
     Args:
         deployment: the deployment.
         model: digest of the model's file.
@@ -42,7 +45,12 @@ def made_from(
     return {
         "model": model,
         "calibration": calibration,
-        "spec": spec.model_dump(mode="json", include={"inputs", "split", "quality", "wire"}),
+        "spec": {
+            **spec.model_dump(
+                mode="json", include={"inputs", "quality", "wire"}, exclude_defaults=True
+            ),
+            **spec.split.model_dump(include={"max_segments"}, exclude_defaults=True),
+        },
         "name": deployment.metadata.name,
         "threads": spec.edge.classes[0].threads,
     }

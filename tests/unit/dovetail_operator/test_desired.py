@@ -47,6 +47,40 @@ def test_the_same_spec_is_the_same_job_and_another_model_another():
     assert partition_hash(parsed(first)) != partition_hash(parsed(other))
 
 
+def test_what_a_bundle_is_made_from_has_one_name_in_every_release():
+    """Verify the very digits, which a field that is added must not change, and every field's say.
+
+    A release that names it otherwise partitions every model anew.
+    """
+    minimal = partition_hash(parsed(hybrid()))
+    defaults = {
+        "inputs": [],
+        "split": {"maxSegments": 6},
+        "quality": {"minTop1Agreement": 0.98, "maxError": 0.05},
+        "wire": {},
+        "mode": "Split",
+    }
+    image = {"inputs": [{"name": "x", "image": {}}]}
+    told = {"inputs": [{"name": "x", "image": {"layout": "NCHW", "mean": [0.0]}}]}
+    others = [
+        {"inputs": [{"name": "x", "shape": [0, 3]}]},
+        {"inputs": [{"name": "x"}]},
+        image,
+        {"split": {"maxSegments": 5}},
+        {"quality": {"maxError": 0.1}},
+        {"wire": {"codecs": ["raw"]}},
+        {"calibration": {"uri": "https://models.example/rows.npz"}},
+    ]
+
+    assert minimal == "50ac92a931376c89"
+    assert partition_hash(parsed(hybrid(**defaults))) == minimal
+    pinned = hybrid(adapt={"mode": "Manual"}, split={"rung": "edge"})
+    assert partition_hash(parsed(pinned)) == minimal
+    assert partition_hash(parsed(hybrid(**image))) == partition_hash(parsed(hybrid(**told)))
+    hashes = {partition_hash(parsed(hybrid(**spec))) for spec in others}
+    assert len(hashes | {minimal}) == len(others) + 1
+
+
 def test_a_claim_and_credentials_are_mounted_where_the_job_looks():
     """Verify the volumes of a model on a claim and of one in a registry that asks for a login."""
     claim = hybrid(model={"uri": "pvc://models/page/model.onnx"})
