@@ -34,6 +34,23 @@ class Images(Document):
     pull_secrets: tuple[str, ...] = ()
 
 
+class Partitioner(Document):
+    """What a partition Job is given, and where it runs.
+
+    Attributes:
+        resources: requests and limits of its container.
+        node_selector: labels that its node must have.
+        tolerations: taints of nodes that do not keep it away.
+    """
+
+    resources: Mapping[str, Any] = {
+        "requests": {"cpu": "1", "memory": "2Gi"},
+        "limits": {"memory": "8Gi"},
+    }
+    node_selector: Mapping[str, str] = {}
+    tolerations: tuple[Mapping[str, Any], ...] = ()
+
+
 class Registry(Document):
     """Where bundles are kept.
 
@@ -88,6 +105,7 @@ class Config(Document):
         release: the ConfigMap of the release, which owns shared pools.
         namespace: the operator's namespace, where shared pools are.
         images: what is started.
+        partitioner: what a partition Job is given, and where it runs.
         registry: where bundles are kept.
         ray_version: version of Ray in the serving image.
         pools: shared pools.
@@ -107,6 +125,7 @@ class Config(Document):
     release: str
     namespace: str
     images: Images
+    partitioner: Partitioner = Partitioner()
     registry: Registry
     ray_version: str
     pools: tuple[PoolConfig, ...] = (PoolConfig(name="default"),)

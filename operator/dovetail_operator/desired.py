@@ -75,12 +75,14 @@ def partition_job(hybrid: Json, deployment: HybridDeployment, config: Config) ->
         "args": [f"--push={config.registry.target}"],
         "env": [{"name": "DOVETAIL_MANIFEST", "value": _manifest(deployment)}],
         "terminationMessagePolicy": "File",
-        "resources": {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "8Gi"}},
+        "resources": dict(config.partitioner.resources),
         "securityContext": CONTAINER_SECURITY,
         "volumeMounts": [{"name": "work", "mountPath": "/tmp"}, *mounts],  # noqa: S108  in a container of its own
     }
     pod = {
         **pod_of(hybrid, config),
+        "nodeSelector": dict(config.partitioner.node_selector),
+        "tolerations": [dict(item) for item in config.partitioner.tolerations],
         "restartPolicy": "Never",
         "containers": [container],
         "volumes": [{"name": "work", "emptyDir": {}}, *volumes],

@@ -57,6 +57,11 @@ EVERYTHING: dict[str, Any] = {
             name: _image(name) for name in ("operator", "partitioner", "edge", "serving", "gateway")
         },
     },
+    "partitioner": {
+        "resources": {"requests": {"cpu": "2", "memory": "4Gi"}, "limits": {"memory": "16Gi"}},
+        "nodeSelector": {"kind": "build"},
+        "tolerations": [{"key": "build", "operator": "Exists"}],
+    },
     "rayVersion": "2.61.0",
     "registry": {"url": "https://r.example", "repository": "a/b", "existingSecret": "login"},
     "pools": [{"name": "big", "namespaces": ["default"], **SIZED}, {"name": "small"}],

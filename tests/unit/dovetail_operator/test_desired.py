@@ -11,15 +11,14 @@ from dovetail_operator.names import child_name, same, stamped
 from dovetail_operator.rayservice import Claim, admitted, ray_service
 from dovetail_operator.record import partition_hash
 
-CONFIG = Config.model_validate(
-    {
-        "release": "r",
-        "namespace": "system",
-        "images": {"edge": "e", "partitioner": "p", "serving": "s"},
-        "registry": {"url": "http://registry:5000"},
-        "rayVersion": "2.60.0",
-    }
-)
+BASE = {
+    "release": "r",
+    "namespace": "system",
+    "images": {"edge": "e", "partitioner": "p", "serving": "s"},
+    "registry": {"url": "http://registry:5000"},
+    "rayVersion": "2.60.0",
+}
+CONFIG = Config.model_validate(BASE)
 
 
 def hybrid(name="page", **spec):
@@ -79,6 +78,29 @@ def test_what_a_bundle_is_made_from_has_one_name_in_every_release():
     assert partition_hash(parsed(hybrid(**image))) == partition_hash(parsed(hybrid(**told)))
     hashes = {partition_hash(parsed(hybrid(**spec))) for spec in others}
     assert len(hashes | {minimal}) == len(others) + 1
+
+
+def test_a_job_runs_where_and_with_what_the_chart_says():
+    """Verify resources, node labels and tolerations, and what they are where nothing is said."""
+    toleration = {"key": "build", "operator": "Exists"}
+    given = {
+        "resources": {"requests": {"cpu": "2"}, "limits": {"memory": "16Gi"}},
+        "nodeSelector": {"kind": "build"},
+        "tolerations": [toleration],
+    }
+    item = hybrid()
+
+    def pod(config):
+        return desired.partition_job(item, parsed(item), config)["spec"]["template"]["spec"]
+
+    plain, placed = pod(CONFIG), pod(Config.model_validate({**BASE, "partitioner": given}))
+
+    assert placed["containers"][0]["resources"] == given["resources"]
+    assert placed["nodeSelector"] == given["nodeSelector"]
+    assert placed["tolerations"] == [toleration]
+    assert plain["containers"][0]["resources"]["limits"] == {"memory": "8Gi"}
+    assert not plain["nodeSelector"]
+    assert not plain["tolerations"]
 
 
 def test_a_claim_and_credentials_are_mounted_where_the_job_looks():

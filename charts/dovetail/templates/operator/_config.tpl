@@ -14,6 +14,8 @@ images:
     - {{ .name }}
     {{- end }}
   {{- end }}
+partitioner:
+  {{- toYaml .Values.partitioner | nindent 2 }}
 registry:
   url: {{ required "registry.url: say where bundles are kept, as http(s)://host[:port]" .Values.registry.url | quote }}
   repository: {{ .Values.registry.repository | quote }}
