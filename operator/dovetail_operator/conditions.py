@@ -114,8 +114,13 @@ def partitioned(deployment: HybridDeployment, progress: Progress) -> Finding:
         return Finding("False", "PartitionFailed", progress.failure)
     if progress.job is None:
         return Finding("False", "Partitioning", f"The Job that partitions {uri} is being made.")
-    name = progress.job["metadata"]["name"]
-    return Finding("False", "Partitioning", f"Job {name} partitions {uri}.")
+    return _under_way(progress.job["metadata"]["name"], uri, progress.waits)
+
+
+def _under_way(job: str, uri: str, waits: str | None) -> Finding:
+    if waits is not None:
+        return Finding("False", "JobWaiting", f"Job {job} waits: {waits}")
+    return Finding("False", "Partitioning", f"Job {job} partitions {uri}.")
 
 
 def _gone_back(progress: Progress) -> Finding:

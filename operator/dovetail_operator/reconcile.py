@@ -119,10 +119,11 @@ class Reconciler:
             raise
         self._conflicts.pop(key, None)
         self._reporter.report(hybrid, findings)
-        if progress.record is None:
-            return None
-        retain = seconds(deployment.spec.rollout.retain)
-        return progress.record.stand.look_again(retain, time.time())
+        waits = [progress.again]
+        if progress.record is not None:
+            retain = seconds(deployment.spec.rollout.retain)
+            waits.append(progress.record.stand.look_again(retain, time.time()))
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def _act(self, hybrid: Json, deployment: HybridDeployment) -> tuple[Progress, Findings]:
         now = time.time()

@@ -25,7 +25,7 @@ from dovetail_operator.names import (
     path_of,
     stamped,
 )
-from dovetail_operator.partition import outcome
+from dovetail_operator.partition import Outcome, outcome
 from dovetail_operator.record import Record, partition_hash
 from dovetail_operator.rollout import short
 from dovetail_operator.world import OWNER, World
@@ -63,6 +63,8 @@ class Progress:
         job: the Job that makes it, where one is wanted.
         failure: why there is none.
         kept: versions that are kept, newest first.
+        waits: what the Job waits for that does not come by itself; None for nothing.
+        again: seconds after which to look at the Job again; None for no need.
     """
 
     record: Record | None
@@ -70,6 +72,8 @@ class Progress:
     job: Json | None = None
     failure: str | None = None
     kept: Sequence[Version] = ()
+    waits: str | None = None
+    again: float | None = None
 
     @property
     def current(self) -> bool:
@@ -133,9 +137,12 @@ class Versions:
         """What the Job of this spec made."""
         job = desired.partition_job(hybrid, deployment, self._world.config)
         found = self._world.owned("Job", hybrid, job["metadata"]["name"])
-        ended = outcome(self._api, self._registry, found, wanted) if found is not None else None
-        if ended is None or ended.record is None:
-            return Progress(record, None, job, ended.failure if ended is not None else None)
+        ended = Outcome()
+        if found is not None:
+            ended = outcome(self._api, self._registry, found, wanted, now)
+        if ended.record is None:
+            why = ended.failure
+            return Progress(record, None, job, why, waits=ended.waits, again=ended.again)
         source = deployment.spec.model.uri
         made = replace(ended.record, model=source, made=moment(now))
         if record is None:

@@ -12,44 +12,60 @@ from typing import Any
 from tests.kube.apiserver import ApiServer, Json
 
 JOBS = "/apis/batch/v1/namespaces/{}/jobs"
+PODS = "/api/v1/namespaces/{}/pods"
 
 
-def finish(server: ApiServer, job: Json, said: dict[str, str], *, failed: bool = False) -> None:
-    """End a Job: its pod with last words, and its status."""
-    namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
-    marks = {"batch.kubernetes.io/job-name": name}
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"generateName": f"{name}-"[:50], "namespace": namespace, "labels": marks},
-        "spec": job["spec"]["template"]["spec"],
-    }
-    pods = f"/api/v1/namespaces/{namespace}/pods"
-    made = server.request("POST", pods, pod)
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def start(server: ApiServer, job: Json, said: Json) -> Json:
+    """Start a Job: its pod, with what is said of it before it is ready; returns the pod.
+
+    Args:
+        server: the API server.
+        job: the Job.
+        said: fields of the pod's status, as a scheduler or a kubelet writes them.
+    """
+    pod = _pod(server, job, {"phase": "Pending", **said})
+    status = {"startTime": _now(), "active": 1, "ready": 0}
+    merge(server, f"{_path(JOBS, job)}/status", {"status": status})
+    return pod
+
+
+def say(server: ApiServer, pod: Json, said: Json) -> None:
+    """Write fields of a pod's status; what a list held is replaced."""
+    merge(server, f"{_path(PODS, pod)}/status", {"status": said})
+
+
+def held_up(reason: str, message: str = "") -> Json:
+    """What a kubelet says of a pod whose container it cannot start."""
+    return {"containerStatuses": [_container({"waiting": {"reason": reason, "message": message}})]}
+
+
+def finish(
+    server: ApiServer, job: Json, said: dict[str, str], *, failed: bool = False, why: str = ""
+) -> None:
+    """End a Job: its pod with last words, and its status.
+
+    Args:
+        server: the API server.
+        job: the Job.
+        said: the pod's last words; none for one that was ended by the kernel.
+        failed: whether it failed.
+        why: what the container runtime says of the end.
+    """
+    now = _now()
     terminated = {
         "exitCode": int(failed),
-        "message": json.dumps(said),
+        "reason": why or ("Error" if failed else "Completed"),
+        "message": json.dumps(said) if said else "",
         "startedAt": now,
         "finishedAt": now,
     }
-    made["status"] = {
-        "phase": "Failed" if failed else "Succeeded",
-        "containerStatuses": [
-            {
-                "name": "partition",
-                "image": "x",
-                "imageID": "x",
-                "ready": False,
-                "restartCount": 0,
-                "state": {"terminated": terminated},
-            }
-        ],
-    }
-    server.request("PUT", f"{pods}/{made['metadata']['name']}/status", made)
+    phase, ended = "Failed" if failed else "Succeeded", _container({"terminated": terminated})
+    _pod(server, job, {"phase": phase, "containerStatuses": [ended]})
     ends = ("FailureTarget", "Failed") if failed else ("SuccessCriteriaMet", "Complete")
     status: Json = {
-        "startTime": now,
+        "startTime": job.get("status", {}).get("startTime", now),
+        "active": 0,
+        "ready": 0,
         "conditions": [
             {
                 "type": kind,
@@ -65,18 +81,56 @@ def finish(server: ApiServer, job: Json, said: dict[str, str], *, failed: bool =
     }
     if not failed:
         status["completionTime"] = now
-    merge(server, f"{JOBS.format(namespace)}/{name}/status", {"status": status})
+    merge(server, f"{_path(JOBS, job)}/status", {"status": status})
 
 
-def roll_out(server: ApiServer, daemon_set: Json, nodes: int = 1) -> None:
-    """Report a DaemonSet as rolled out on so many nodes."""
+def _pod(server: ApiServer, job: Json, status: Json) -> Json:
+    """A pod of a Job, with a status."""
+    namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
+    marks = {"batch.kubernetes.io/job-name": name}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"generateName": f"{name}-"[:50], "namespace": namespace, "labels": marks},
+        "spec": job["spec"]["template"]["spec"],
+    }
+    made = server.request("POST", PODS.format(namespace), pod)
+    made["status"] = status
+    return server.request("PUT", f"{_path(PODS, made)}/status", made)
+
+
+def _container(state: Json) -> Json:
+    """What is said of the container of a Job's pod."""
+    named = {"name": "partition", "image": "x", "imageID": "x"}
+    return {**named, "ready": False, "restartCount": 0, "state": state}
+
+
+def _path(collection: str, item: Json) -> str:
+    return f"{collection.format(item['metadata']['namespace'])}/{item['metadata']['name']}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def roll_out(
+    server: ApiServer, daemon_set: Json, nodes: int = 1, *, ready: int | None = None
+) -> None:
+    """Report a DaemonSet as rolled out on so many nodes.
+
+    Args:
+        server: the API server.
+        daemon_set: the DaemonSet.
+        nodes: on how many nodes it should run.
+        ready: on how many of them it is ready; on all where not given.
+    """
     namespace, name = daemon_set["metadata"]["namespace"], daemon_set["metadata"]["name"]
     status = {
         "observedGeneration": daemon_set["metadata"]["generation"],
         "currentNumberScheduled": nodes,
         "desiredNumberScheduled": nodes,
         "updatedNumberScheduled": nodes,
-        "numberReady": nodes,
+        "numberReady": nodes if ready is None else ready,
         "numberMisscheduled": 0,
     }
     path = f"/apis/apps/v1/namespaces/{namespace}/daemonsets/{name}/status"
