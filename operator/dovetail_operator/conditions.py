@@ -278,7 +278,8 @@ def moving(deployment: HybridDeployment, hands: Mapping[str, Hand], *, ledger: b
     if mode == "Paused":
         return Finding("False", "Paused", "adapt.mode is Paused: the rung in use is kept.")
     if not hands:
-        return WAITS_FOR_BUNDLE
+        message = "There is no plan yet; see Partitioned, TailAvailable and Degraded."
+        return Finding("Unknown", "WaitingForBundle", message)
     if not ledger:
         message = "The pool's ledger does not answer, so nothing is measured; see TailAvailable."
         return Finding("Unknown", "LedgerNotAnswering", message)

@@ -226,6 +226,10 @@ class Pools:
         """Keys of the deployments that have a place in a pool."""
         return sorted(self._admitted.get(key, ()))
 
+    def has_place(self, pool: str, hybrid: str) -> bool:
+        """Whether a deployment may be in a pool; False also where that is not decided yet."""
+        return hybrid in self._admitted.get(pool, ())
+
     def is_full_for(self, pool: str, hybrid: str, bundle: str) -> bool:
         """Whether a pool has no place for one more version of a deployment that is in it."""
         return (hybrid, bundle) in self._full.get(pool, frozenset())

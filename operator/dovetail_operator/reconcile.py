@@ -137,7 +137,7 @@ class Reconciler:
             wanted.append(desired.service_account(hybrid))
         if progress.job is not None:
             wanted.append(progress.job)
-        if record is not None:
+        if record is not None and self._may_serve(hybrid, deployment):
             try:
                 generation = hybrid["metadata"]["generation"]
                 slower = edges.slowdown(hybrid)
@@ -183,6 +183,12 @@ class Reconciler:
         self._versions.keep(hybrid, old, now)
         record = replace(loaded, plans=old.plans, stand=stand.switched(old.bundle, now))
         return replace(progress, record=record)
+
+    def _may_serve(self, hybrid: Json, deployment: HybridDeployment) -> bool:
+        """Whether the tail has a place, without which edges never get a bundle, or once had one."""
+        pool = pool_key(hybrid, self._world.config)
+        made = self._world.child("ConfigMap", hybrid, "plan")
+        return made is not None or self._pools.has_place(pool, deployment.key)
 
     def _serving(
         self,

@@ -106,6 +106,21 @@ OF_THE_OPERATOR = {
 }
 
 
+# What each of these owns once its Job has ended well, beside the Job. Where the pool takes no tail,
+# edges would never get a bundle, so nothing is made for them. Where the tail has a place, it is
+# started, and what devices need lies ready for those that come later: plan and token, and of a
+# class of nodes the DaemonSet and its Service, which follow the labels by themselves. A model that
+# cannot be read, or a version that is none, has no Job.
+AFTER_THE_JOB = {
+    "no-pool": set(),
+    "others-pool": set(),
+    "full-pool": set(),
+    "no-devices": {"configmaps", "secrets"},
+    "no-node": set(WORKLOAD),
+    "no-way-in": {"configmaps", "secrets"},
+}
+
+
 def run_job(cluster, folder, job):
     """What kubelet and Job controller do: run the Job's program, and write what it said last."""
     (container,) = job["spec"]["template"]["spec"]["containers"]
@@ -185,6 +200,17 @@ def test_the_operator_works_on_after_every_bad_resource(process, cluster, web, m
         assert not owned(cluster, name) & set(WORKLOAD)
         until(lambda name=name, reason=reason: told(cluster, name, reason), f"an Event of {name}")
         assert cluster.condition("Ready", name)["status"] == "False"
+        assert len(jobs_of(cluster, name)) == (name in AFTER_THE_JOB)
+
+    for name, kinds in AFTER_THE_JOB.items():
+        (job,) = jobs_of(cluster, name)
+        finish(cluster.server, job, made)
+        cluster.wait("Partitioned", "Partitioned", name)  # said after all is written
+        assert owned(cluster, name) == {"jobs", *kinds}, name
+        _, kind, reason, remedy = OF_THE_OPERATOR[name]
+        assert remedy in cluster.wait(kind, reason, name)["message"]
+    cluster.delete("first")
+    until(lambda: owned(cluster, "full-pool") == {"jobs", *WORKLOAD}, "its turn in the full pool")
 
     cluster.create("good")
     (job,) = until(lambda: jobs_of(cluster, "good"), "a Job")
