@@ -3,9 +3,10 @@
 A message says what to do wherever a person must do something; a reason is one word that a program
 may rely on. `Ready` sums up: it is the first of the others that does not hold, so whoever reads one
 line reads the cause. It holds as long as requests are answered: while a new version is on its way,
-and when one was refused, the old serves and `Ready` stays, with a reason that says so. A
-condition's time changes only when its status does, and nothing that changes by itself (a count of
-requests, a time) is in a message, or every window would write a status.
+and when one was refused, the old serves and `Ready` stays, with a reason that says so; and while
+some devices are away, which in a fleet some always are. A condition's time changes only when its
+status does, and nothing that changes by itself (a count of requests, a time) is in a message, or
+every window would write a status; how many devices are there is, because people ask for it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -91,6 +92,21 @@ class Joined:
     reachable: bool
     known: int = 0
     connected: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many devices of a class there are.
+
+    Attributes:
+        ready: those that serve.
+        known: all of them.
+        text: the same, as a sentence.
+    """
+
+    ready: int
+    known: int
+    text: str
 
 
 WAITS_FOR_BUNDLE: Final = Finding("Unknown", "WaitingForBundle", "There is no bundle yet.")
@@ -203,7 +219,7 @@ def edge_available(
     nodes: Mapping[str, int],
     joined: Mapping[str, Joined],
 ) -> Finding:
-    """Whether every class has devices and all of them serve.
+    """Whether every class has a device that serves; the message says how many of each do.
 
     Args:
         classes: the classes wanted.
@@ -211,21 +227,47 @@ def edge_available(
         nodes: how many nodes each class's selector finds.
         joined: what is known of each class whose devices join from outside.
     """
+    counts: list[Count] = []
+    lacking: list[Finding] = []
     for item in classes:
-        found = _joined(item, joined[item.name]) if item.name in joined else None
-        if item.name not in joined and not nodes.get(item.name):
-            found = _no_node(item)
-        if found is not None:
-            return found
-    waiting = [
-        item.name
-        for item in classes
-        if item.name not in joined and not _rolled_out(sets.get(item.name))
-    ]
-    if waiting:
-        message = f"Not every edge of class {', '.join(waiting)} is ready; see their DaemonSets."
+        if item.name in joined:
+            found = _joined(item, joined[item.name])
+        else:
+            found = _on_nodes(item, nodes.get(item.name, 0), sets.get(item.name))
+        if isinstance(found, Count):
+            counts.append(found)
+        else:
+            lacking.append(found)
+    if lacking:  # what a person must do goes before what comes by itself
+        return min(lacking, key=lambda found: found.reason == "EdgesNotReady")
+    counts.sort(key=lambda count: count.ready >= count.known)  # a long message is cut at its end
+    return Finding("True", "EdgesReady", " ".join(count.text for count in counts))
+
+
+def _on_nodes(item: EdgeClass, nodes: int, found: Json | None) -> Finding | Count:
+    """What a class of nodes lacks; the count of its edges where one serves."""
+    if not nodes:
+        return _no_node(item)
+    if found is None:
+        message = (
+            f"Class {item.name} has no edges yet: their DaemonSet is made once the tail has a place"
+            " in its pool."
+        )
         return Finding("False", "EdgesNotReady", message)
-    return Finding("True", "EdgesReady", "Every class has devices, and their edges serve.")
+    status, name = found.get("status") or {}, found["metadata"]["name"]
+    wanted = status.get("desiredNumberScheduled", 0)
+    ready, updated = status.get("numberReady", 0), status.get("updatedNumberScheduled", 0)
+    if status.get("observedGeneration", 0) < found["metadata"]["generation"]:
+        message = f"DaemonSet {name} of class {item.name} is being rolled out."
+        return Finding("False", "EdgesNotReady", message)
+    if not wanted:
+        return _no_toleration(item, nodes, name)
+    text = f"{ready} of {wanted} edges of class {item.name} are ready"
+    if not ready or not updated:
+        old = "" if updated else ", and none is as the spec wants it now"
+        message = f"{text}{old}; kubectl describe daemonset {name} and its pods say why."
+        return Finding("False", "EdgesNotReady", message)
+    return Count(ready, wanted, f"{text}.")
 
 
 def _no_node(item: EdgeClass) -> Finding:
@@ -243,8 +285,18 @@ def _no_node(item: EdgeClass) -> Finding:
     return Finding("False", "NoNodeMatches", message)
 
 
-def _joined(item: EdgeClass, joined: Joined) -> Finding | None:
-    """What a group of devices lacks; None where one of them is connected."""
+def _no_toleration(item: EdgeClass, nodes: int, name: str) -> Finding:
+    labels = ",".join(f"{k}={v}" for k, v in sorted(item.node_selector.items()))
+    message = (
+        f"DaemonSet {name} may run on none of the {nodes} nodes that have the labels of device "
+        f"class {item.name!r}: they have taints. Put those into tolerations of the class in "
+        f"spec.edge.classes[]; kubectl describe node -l {labels} shows them."
+    )
+    return Finding("False", "NoNodeTolerated", message)
+
+
+def _joined(item: EdgeClass, joined: Joined) -> Finding | Count:
+    """What a group of devices lacks; the count of them where one is connected."""
     if not joined.reachable:
         message = (
             f"Nothing leads from the devices of group {item.device_group!r} to the pool; set "
@@ -260,7 +312,8 @@ def _joined(item: EdgeClass, joined: Joined) -> Finding | None:
     if not joined.connected:
         message = f"No device of group {item.device_group!r} was heard of in the last minute."
         return Finding("False", "DevicesSilent", message)
-    return None
+    text = f"{joined.connected} of {joined.known} devices of class {item.name} are connected."
+    return Count(joined.connected, joined.known, text)
 
 
 def moving(deployment: HybridDeployment, hands: Mapping[str, Hand], *, ledger: bool) -> Finding:
@@ -350,12 +403,3 @@ def _since(old: Json | None, finding: Finding, now: str) -> str:
     if old is not None and old.get("status") == finding.status:
         return str(old.get("lastTransitionTime", now))
     return now
-
-
-def _rolled_out(item: Json | None) -> bool:
-    status = (item or {}).get("status") or {}
-    if item is None or status.get("observedGeneration", 0) < item["metadata"]["generation"]:
-        return False
-    wanted = status.get("desiredNumberScheduled", 0)
-    updated, ready = status.get("updatedNumberScheduled", 0), status.get("numberReady", 0)
-    return bool(wanted and updated >= wanted and ready >= wanted)
