@@ -134,7 +134,7 @@ def test_only_the_operators_token_reads_windows(moving):
     assert httpx2.get(path, headers={"Authorization": "Bearer x"}).status_code == 401
 
 
-def meet(ledger, deployment, number, version, device_class):
+def meet(ledger, deployment, number, version, device_class, *, ago=0.0):
     """A replica's push: a device was heard on a version, and asked for nothing else."""
     ledger.push(
         {
@@ -144,7 +144,7 @@ def meet(ledger, deployment, number, version, device_class):
             "number": number,
             "windows": {},
             "contacts": {},
-            "devices": {device_class: {"device-1": time.time()}},
+            "devices": {device_class: {"device-1": time.time() - ago}},
             "counts": {},
         }
     )
@@ -210,3 +210,24 @@ def test_a_device_outside_the_cluster_counts_once_it_was_heard_of(moving, cluste
     devices = cluster.get()["status"]["classes"][0]["devices"]
     assert (devices["known"], devices["connected"]) == (1, 1)
     assert devices["lastContact"]
+    message = cluster.condition("EdgeAvailable")["message"]
+    assert message == "1 of 1 devices of class phone are connected."
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_group_that_fell_silent_and_a_model_that_nobody_asks_are_told(moving, cluster, made):
+    """Verify both reasons by what the ledger says, and that one device heard of is enough."""
+    ledger, url = moving
+    phone = {"name": "phone", "deviceGroup": "phones"}
+    cluster.create(edge={"classes": [phone]}, cloud={"endpoint": url}, adapt={"window": "1s"})
+    finish(cluster.server, cluster.job(), made)
+    cluster.wait("EdgeAvailable", "NoDeviceJoined")
+    meet(ledger, f"{cluster.namespace}/page", 1, short(made), "phone", ago=120)
+    cluster.serving()
+
+    assert "'phones'" in cluster.wait("EdgeAvailable", "DevicesSilent")["message"]
+    assert cluster.wait("Ready", "DevicesSilent")["status"] == "False"
+    assert cluster.wait("Moving", "NoRequests")["status"] == "False"
+
+    meet(ledger, f"{cluster.namespace}/page", 2, short(made), "phone")
+    cluster.wait("EdgeAvailable", "EdgesReady")

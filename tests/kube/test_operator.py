@@ -7,9 +7,15 @@ controllers would (`controllers.py`). Each test has a namespace of its own.
 import json
 
 import pytest
+import yaml
+from tests.kube.apiserver import running
+from tests.kube.binaries import find
 from tests.kube.cluster import CHILDREN, RAYS, Cluster
 from tests.kube.controllers import JOBS, finish, merge, serve
 from tests.kube.operators import configuration, install, operator, until
+
+from dovetail.crd import render
+from dovetail.errors import MissingTool
 
 pytestmark = pytest.mark.kube
 
@@ -250,6 +256,35 @@ def test_a_tail_that_takes_over_other_settings_is_not_said_to_be_away(
     assert cluster.wait("TailAvailable", "TailDeploying")["status"] == "False"
 
 
+def test_replicas_are_scaled_in_the_pool_and_nobody_elses_tail_is_touched(
+    running_operator, cluster, made
+):
+    """Verify that the pool's config differs in that one figure, and that no pod is replaced."""
+    cluster.create()
+    cluster.create("other")
+    for job in until(lambda: len(cluster.items(JOBS)) == 2 and cluster.items(JOBS), "Jobs"):
+        finish(cluster.server, job, made)
+    cluster.serving()
+    cluster.serving("other")
+
+    def tails():
+        found = {a["name"]: a for a in cluster.serve_config()["applications"]}
+        return {name: one for name, one in found.items() if name.startswith(cluster.namespace)}
+
+    before = tails()
+    pool = cluster.server.request("GET", f"{RAYS}/default")
+    cluster.patch(cloud={"replicas": {"min": 2, "max": 6}})
+
+    (mine,) = [name for name in before if "--page--" in name]
+    after = until(lambda: tails()[mine] != before[mine] and tails(), "the tail scaled")
+    scale = after[mine]["deployments"][0].pop("autoscaling_config")
+    assert (scale["min_replicas"], scale["max_replicas"]) == (2, 6)
+    assert before[mine]["deployments"][0].pop("num_replicas") == 1
+    assert after == before
+    config = cluster.server.request("GET", f"{RAYS}/default")["spec"]["rayClusterConfig"]
+    assert config == pool["spec"]["rayClusterConfig"]
+
+
 def test_a_full_pool_takes_no_newcomer_and_keeps_who_was_first(running_operator, cluster, made):
     """Verify that the second of one place is told, and moves in once the first has left."""
     cluster.create("first", cloud={"pool": "small"})
@@ -350,6 +385,45 @@ def test_without_kuberay_the_tail_condition_says_what_to_install(hybrid, registr
         assert "helm install kuberay-operator" in condition["message"]
         assert cluster.job()
     cluster.delete()
+
+
+@pytest.fixture
+def older(tmp_path):
+    """An API server whose definition, as an earlier release's may, bounds less than ours."""
+    definition = yaml.safe_load(render())
+    (version,) = definition["spec"]["versions"]
+    spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    quantile = spec["objective"]["properties"]["quantile"]
+    for bound in ("maximum", "exclusiveMaximum"):
+        del quantile[bound]
+    try:
+        etcd, program = find("etcd"), find("kube-apiserver")
+    except MissingTool as error:
+        pytest.skip(str(error))
+    with running(tmp_path / "older", etcd, program) as server:
+        server.define(definition)
+        install(server)
+        yield server
+
+
+def test_a_resource_that_an_older_definition_admitted_is_reported_and_can_be_mended(
+    older, registry, tmp_path
+):
+    """Verify that the field is named, that nothing is made of it, and that mending it is enough."""
+    cluster = Cluster(older, "older")
+    with operator(older, tmp_path, configuration(registry)) as process:
+        cluster.create(objective={"quantile": 7})
+
+        condition = cluster.wait("Degraded", "InvalidSpec")
+        assert condition["status"] == "True"
+        assert "spec.objective.quantile" in condition["message"]
+        assert cluster.condition("Ready")["status"] != "True"
+        assert not cluster.children()
+
+        cluster.patch(objective={"quantile": 0.9})
+        assert cluster.wait("Degraded", "AsExpected")["status"] == "False"
+        assert cluster.job()
+        assert process.process.poll() is None
 
 
 def test_a_registry_that_is_away_is_reported_and_asked_again(hybrid, made, tmp_path):
