@@ -137,10 +137,10 @@ def look_again(job: Json, now: float) -> float | None:
         now: seconds since the epoch.
     """
     status = job.get("status") or {}
-    if status.get("active", 0) <= status.get("ready", 0):
-        return None
-    began = datetime.fromisoformat(status["startTime"]).timestamp()
-    return min(max((now - began) / 2, _SOON), _LATE)
+    active, ready = status.get("active", 0), status.get("ready", 0)
+    if "startTime" not in status or 0 < active <= ready or (not active and status.get("failed")):
+        return None  # nobody works on it yet, or its pod works, or the next try is due
+    return min(max(_age(status, now) / 2, _SOON), _LATE)
 
 
 def _under_way(api: Api, job: Json, now: float) -> Outcome:
@@ -149,8 +149,14 @@ def _under_way(api: Api, job: Json, now: float) -> Outcome:
     if again is None:
         return Outcome()
     pods = _pods(api, job)
-    waits = waiting(pods[0], _missing(api, pods[0])) if pods else None
+    if pods:
+        return Outcome(waits=waiting(pods[0], _missing(api, pods[0])), again=again)
+    waits = _no_pod(job["metadata"]["name"]) if _age(job["status"], now) >= _SOON else None
     return Outcome(waits=waits, again=again)
+
+
+def _age(status: Json, now: float) -> float:
+    return now - datetime.fromisoformat(status["startTime"]).timestamp()
 
 
 def _ended(job: Json) -> tuple[str, str] | None:
@@ -179,6 +185,14 @@ def _missing(api: Api, pod: Json) -> list[str]:
         return any(page.get("items") for page in api.pages(path, params, slim=True))
 
     return [name for name in names if not there(name)]
+
+
+def _no_pod(job: str) -> str:
+    return (
+        "no pod is made for it, most often because a quota of this namespace has no room or asks "
+        f"for limits that partitioner.resources in the chart does not give; kubectl describe job "
+        f"{job} says why."
+    )
 
 
 def _no_place(text: str) -> str:

@@ -70,6 +70,27 @@ def test_what_a_jobs_pod_waits_for_is_said_as_it_changes_and_ends_with_it(
     cluster.wait("Partitioned", "Partitioned")
 
 
+def test_a_job_of_a_new_version_waits_while_the_old_serves(running_operator, cluster, made):
+    """Verify that what serves stays Ready, and that Degraded says what the new one waits for."""
+    cluster.create()
+    cluster.ready(made)
+    (first,) = cluster.items(JOBS)
+
+    cluster.patch(model={"uri": "pvc://models/page.onnx"})
+    (job,) = until(
+        lambda: [
+            j for j in cluster.items(JOBS) if j["metadata"]["uid"] != first["metadata"]["uid"]
+        ],
+        "another Job",
+    )
+    start(cluster.server, job, UNSCHEDULED)
+
+    message = cluster.wait("Degraded", "JobWaiting")["message"]
+    assert '"models" not found' in message
+    assert "goes on serving" in message
+    assert cluster.wait("Ready", "JobWaiting")["status"] == "True"
+
+
 def test_a_secret_that_is_not_there_is_named_until_it_is(running_operator, cluster):
     """Verify it though the pod's own status never says so, and that a start alarms nobody."""
     uri = f"oci://r.example/m@sha256:{'0' * 64}"
@@ -81,6 +102,18 @@ def test_a_secret_that_is_not_there_is_named_until_it_is(running_operator, clust
     login = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "login"}}
     cluster.server.request("POST", f"/api/v1/namespaces/{cluster.namespace}/secrets", login)
     cluster.wait("Partitioned", "Partitioning")
+
+
+def test_a_job_for_which_no_pod_is_made_says_where_to_look(running_operator, cluster):
+    """Verify it for a namespace whose quota refuses the pod, of which no status has a word."""
+    cluster.create()
+    job = cluster.job()
+    path = f"{JOBS.format(cluster.namespace)}/{job['metadata']['name']}/status"
+    merge(cluster.server, path, {"status": {"startTime": "2026-01-01T00:00:00Z"}})
+
+    message = cluster.wait("Partitioned", "JobWaiting")["message"]
+    assert "quota" in message
+    assert f"kubectl describe job {job['metadata']['name']}" in message
 
 
 def test_a_job_whose_pod_is_ready_waits_for_nothing(running_operator, cluster):

@@ -101,7 +101,8 @@ def test_long_words_of_kubernetes_leave_room_for_the_remedy():
 @pytest.mark.parametrize(
     ("status", "age", "seconds"),
     [
-        pytest.param({}, 0, None, id="no pod yet"),
+        pytest.param({}, 0, None, id="nobody works on it yet"),
+        pytest.param({"active": 0}, 40, 20, id="no pod is made"),
         pytest.param({"active": 1, "ready": 1}, 900, None, id="it works"),
         pytest.param({"active": 1, "ready": 0}, 0, 5, id="just made"),
         pytest.param({"active": 1}, 40, 20, id="not ready"),
@@ -114,7 +115,8 @@ def test_a_pod_is_looked_at_again_while_it_is_not_ready_and_more_and_more_rarely
 ):
     """Verify it against the Job's start; whatever else happens changes the Job's own status."""
     began = 1767225600
-    job = {"status": {**status, "startTime": "2026-01-01T00:00:00Z"}}
+    start = {"startTime": "2026-01-01T00:00:00Z"} if status else {}
+    job = {"status": {**status, **start}}
 
     assert look_again(job, began + age) == seconds
 
