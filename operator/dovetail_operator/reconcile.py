@@ -27,8 +27,8 @@ from dovetail_operator.conditions import (
     WAITS_FOR_BUNDLE,
     Finding,
     Findings,
-    Joined,
 )
+from dovetail_operator.devices import Joined, edge_available
 from dovetail_operator.hands import Hand, Hands
 from dovetail_operator.ledger import Presence
 from dovetail_operator.metrics import TERMINAL_ERRORS
@@ -316,7 +316,7 @@ class Reconciler:
         joined = {
             c.name: self._joined(hybrid, deployment, c.name) for c in classes if c.device_group
         }
-        edge = conditions.edge_available(classes, sets, nodes, joined)
+        edge = edge_available(classes, sets, nodes, joined)
         waits = ("EdgesNotReady", "NoDeviceJoined", "DevicesSilent")
         return WAITS_FOR_BUNDLE if record is None and edge.reason in waits else edge
 

@@ -3,7 +3,7 @@
 import pytest
 
 from dovetail.placement import EdgeClass
-from dovetail_operator.conditions import Joined, edge_available
+from dovetail_operator.devices import Joined, edge_available
 
 CAMERA = EdgeClass(name="camera", node_selector={"kind": "camera"})
 LAMP = EdgeClass(name="lamp", node_selector={"kind": "lamp"})
