@@ -203,7 +203,7 @@ def test_a_changed_model_is_partitioned_again_while_the_old_bundle_serves(
         ),
         pytest.param(
             {"cloud": {"pool": "others"}},
-            ("TailAvailable", "NamespaceNotServed", "the chart lists"),
+            ("TailAvailable", "NamespaceNotServed", "spec.cloud.pool"),
             id="a pool of other namespaces",
         ),
         pytest.param(
