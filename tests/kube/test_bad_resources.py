@@ -82,7 +82,7 @@ OF_THE_OPERATOR = {
         {"cloud": {"pool": "others"}},
         "TailAvailable",
         "NamespaceNotServed",
-        "the chart lists",
+        "spec.cloud.pool",
     ),
     "full-pool": ({"cloud": {"pool": "full"}}, "TailAvailable", "PoolFull", "Dedicated"),
     "no-devices": (
