@@ -54,7 +54,7 @@ crds: setup  ## write the CustomResourceDefinition from the types
 	@mkdir -p $(dir $(CRD))
 	@$(BIN)/python -m dovetail.crd > $(CRD).new && mv $(CRD).new $(CRD) || { rm -f $(CRD).new; exit 1; }
 
-kube: setup  ## find or build the API server, helm and DNS that tests use (Go; minutes when cold)
+kube: setup  ## find, build or download the API server, kubectl, helm and DNS that tests use (Go; minutes when cold)
 	@$(BIN)/python -m tests.kube.binaries
 	@$(BIN)/python -m tests.kube.kuberay
 	@$(BIN)/python -m tests.kube.definitions
