@@ -1,17 +1,20 @@
-"""Stores stay equal to the cluster: after compaction, lost deletes and a dead API server.
+"""Stores stay equal to the cluster: after compaction, lost deletes, silence and a dead API server.
 
 The Informer is driven as the operator drives it, against the real API server and etcd.
 """
 
 import base64
 import subprocess
+from contextlib import contextmanager
 
 import httpx2
 import pytest
 from tests.kube.apiserver import running
+from tests.kube.between import between
 from tests.kube.binaries import find
 from tests.kube.operators import until
 
+import dovetail_operator.informer
 from dovetail.errors import MissingTool
 from dovetail_operator.client import Api, connect
 from dovetail_operator.informer import Informer, Kind
@@ -35,13 +38,13 @@ def server(tmp_path_factory):
         server.apiserver.process.kill()  # told to end, it would wait for open watches
 
 
-@pytest.fixture
-def watched(server):
-    """An Informer of labelled ConfigMaps that was started, its store, and what it told."""
+@contextmanager
+def informed(server, kubeconfig):
+    """An Informer of three labelled ConfigMaps that was started, its store, and what it told."""
     told = []
     store = Store()
     informer = Informer(
-        Api(connect(str(server.kubeconfig))),
+        Api(connect(str(kubeconfig))),
         Kind("configmaps", MAPS, SELECTOR),
         store,
         lambda old, new: told.append((name(old), name(new))),
@@ -53,6 +56,13 @@ def watched(server):
     assert informer.synced.wait(30)
     yield informer, store, told
     informer.stop()
+
+
+@pytest.fixture
+def watched(server):
+    """An Informer, its store, and what it told."""
+    with informed(server, server.kubeconfig) as found:
+        yield found
 
 
 def name(item):
@@ -155,6 +165,39 @@ def test_a_kind_that_must_be_there_is_never_taken_for_an_empty_one(server):
     assert not informer.synced.wait(3)
     informer.stop()
     assert len(store) == 1
+
+
+def test_a_watch_that_falls_silent_is_left_and_goes_on_where_it_was(server, tmp_path, monkeypatch):
+    """Verify that a half-open connection is noticed, and that no change on it is missed."""
+    monkeypatch.setattr(dovetail_operator.informer, "_SILENCE", 3.0)
+    with (
+        between(server, tmp_path) as proxy,
+        informed(server, proxy.kubeconfig) as (informer, store, told),
+    ):
+        create(server, "m3")
+        until(lambda: store.get("default/m3"), "an event")
+        proxy.hush()
+        server.request("DELETE", f"{MAPS}/m0")
+        create(server, "m4")
+
+        until(lambda: sorted(store.keys()) == [f"default/m{i}" for i in range(1, 5)], "the store")
+        assert proxy.swallowed
+        assert told.count(("m0", None)) == told.count((None, "m4")) == 1
+        assert len(proxy.lists) == 1
+        assert informer.healthy
+
+
+def test_a_list_that_is_refused_is_asked_for_again_after_the_time_given(server, tmp_path):
+    """Verify that 429 with Retry-After is neither an end nor an invitation to ask at once."""
+    wait = 3  # longer than the first wait that is the Informer's own
+    with between(server, tmp_path) as proxy:
+        proxy.refusals = [wait]
+        with informed(server, proxy.kubeconfig) as (_, store, _):
+            assert len(store) == 3
+
+        (refused, first), (answered, second) = proxy.lists
+    assert (first, second) == (429, 200)
+    assert answered - refused >= wait
 
 
 def test_deletes_while_the_api_server_was_dead_are_told_after_a_410(server, watched):
