@@ -108,7 +108,7 @@ def until(look: Callable[[], Any], what: str, seconds: float = WAIT) -> Any:
     while True:
         try:
             found = look()
-        except (Refused, KeyError, IndexError) as error:
+        except (Refused, LookupError, StopIteration) as error:
             found, missed = None, repr(error)
         else:
             missed = repr(found)
