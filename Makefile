@@ -38,7 +38,7 @@ test: setup  ## the default suite, under 12 minutes on 2 cores
 test-slow: setup  ## the rest of the suite: minutes each
 	$(BIN)/python -m pytest -q -m slow
 
-test-cluster: setup kube-cluster images  ## two real nodes on this machine: install, answers, moves, failures (root)
+test-cluster: setup $(if $(KUBECONFIG),kube,kube-cluster images)  ## two real nodes on this machine (root), or the cluster of KUBECONFIG: install, answers, moves, failures
 	$(BIN)/python -m pytest -q tests/cluster
 
 bench: setup  ## measure what is promised; prints tables, writes bench/out/*.json

@@ -1,7 +1,7 @@
-"""`python -m tests.cluster up|down|status`: the two-node cluster, for a person.
+"""`python -m tests.cluster up|down|status|images`: the two-node cluster, for a person.
 
 `up` stays in the background until `down`; it prints the KUBECONFIG to use. Logs and state are in
-`.cache/cluster/run`.
+`.cache/cluster/run`. `images` writes the images that another cluster needs, and says where.
 """
 
 import argparse
@@ -14,7 +14,9 @@ import time
 from typing import Final
 
 import psutil
+from tests.cluster import images
 from tests.cluster.harness import CACHE, ROOT, running, sweep
+from tests.kube import binaries
 
 from dovetail.errors import DovetailError
 
@@ -25,9 +27,15 @@ _READY: Final = CACHE / "ready"  # its kubeconfig, once it is up
 
 def main() -> int:
     """Do what was asked for; returns the exit code."""
-    commands = {"up": _up, "down": _down, "status": _status, "hold": _hold}
+    commands = {
+        "up": _up,
+        "down": _down,
+        "status": _status,
+        "images": _images,
+        "hold": _hold,
+    }
     parser = argparse.ArgumentParser(prog="python -m tests.cluster", description=__doc__)
-    parser.add_argument("command", choices=commands, metavar="up|down|status")
+    parser.add_argument("command", choices=commands, metavar="up|down|status|images")
     return commands[parser.parse_args().command]()
 
 
@@ -86,6 +94,19 @@ def _status() -> int:
         print("down")
         return 1
     print(f"up; state and logs in {RUN}\nexport KUBECONFIG={_READY.read_text()}")
+    return 0
+
+
+def _images() -> int:
+    """Write every image as an archive."""
+    if code := binaries.main(["kuberay-operator"]):
+        return code
+    try:
+        found = images.archives({"kuberay-operator": binaries.find("kuberay-operator")})
+    except DovetailError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    print("into kind: kind load image-archive", *(str(path) for _, _, path in found))
     return 0
 
 

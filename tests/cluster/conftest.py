@@ -1,43 +1,70 @@
+import os
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
 from tests.cluster import example, images, machine, release
+from tests.cluster.existing import existing
 from tests.cluster.harness import running
 from tests.cluster.prerequisites import check
 from tests.cluster.traffic import steady
 from tests.kube.apiserver import Refused
 from tests.kube.operators import until
 
+KUBECONFIG = os.environ.get("KUBECONFIG")  # of a cluster to use in place of two nodes made here
 SLOWDOWN = "30"  # the edge node is as a small board beside the cloud's
+
+
+@contextmanager
+def untouched(folder):
+    """Holds this machine to being as it was before a cluster."""
+    before = machine.state()
+    yield
+    assert machine.left(before, folder) == {}
 
 
 class Stage:
     """A cluster with everything installed and the example applied, until it is left."""
 
     def __init__(self, folder):
+        self._stack = ExitStack()
+        if KUBECONFIG:
+            self.cluster = self._stack.enter_context(existing(folder))
+            return
         images.archives(check())  # what builds images has folders of its own
-        self._stack, self._before = ExitStack(), machine.state()
+        self._stack.enter_context(untouched(folder))
         self.cluster = self._stack.enter_context(running(folder))
 
     def install(self):
-        release.install_kuberay(self.cluster)
+        kuberay = release.has_kuberay(self.cluster)
+        if not kuberay:
+            release.install_kuberay(self.cluster)
         self.folder = example.publish(self.cluster)
-        release.available(self.cluster, "kuberay", "kuberay")
+        if not kuberay:
+            release.available(self.cluster, release.KUBERAY, release.KUBERAY)
         # before anything of ours; a definition that was just made is not listed at once
         self.bare = until(lambda: release.everything(self.cluster), "all that there is")
         release.install(self.cluster)
 
     def leave(self):
-        """End it all; the machine is as it was before."""
+        """End it all; a machine that had nodes made on it is as it was before."""
         self._stack.close()
-        assert machine.left(self._before, self.cluster.folder) == {}
+
+
+@pytest.fixture(scope="session")
+def hands():
+    """Hands on the machine of the nodes; what needs them is skipped on a cluster of KUBECONFIG."""
+    if KUBECONFIG:
+        pytest.skip(
+            "shapes links, kills processes or enters network namespaces, and KUBECONFIG names a "
+            "cluster on whose nodes that cannot be done from here; unset it to have two made"
+        )
 
 
 @pytest.fixture(scope="session")
 def stage(tmp_path_factory):
-    """Two nodes with KubeRay and the chart; what they leave behind is told on failure only."""
+    """A cluster with KubeRay and the chart; what is left behind is told on failure only."""
     stage = Stage(tmp_path_factory.mktemp("cluster"))
     try:
         stage.install()

@@ -1,12 +1,14 @@
 """The example that the tests deploy: pages, read by a document camera on the edge node."""
 
 import json
-import shutil
 from pathlib import Path
 
 import yaml
 from examples.page_orientation import pages
-from tests.cluster.harness import FILES, ROOT, Cluster
+from tests.cluster import store
+from tests.cluster.cluster import EDGE_LABEL, EDGE_TAINT, Cluster
+from tests.cluster.harness import ROOT
+from tests.cluster.store import FILES
 from tests.kube.apiserver import Json
 from tests.kube.operators import until
 
@@ -21,8 +23,9 @@ def publish(cluster: Cluster) -> Path:
     folder = ROOT / ".cache" / "page_orientation"
     if not (folder / "model.onnx").is_file() or not (folder / "evaluation.npz").is_file():
         pages.write(folder)
+    store.install(cluster)
     for name in ("model.onnx", "calibration.npz"):
-        shutil.copyfile(folder / name, cluster.files / name)
+        store.put(cluster, folder / name)
     return folder
 
 
@@ -32,12 +35,11 @@ def manifest(**spec: object) -> Json:
     document["metadata"]["namespace"] = NAMESPACE
     document["spec"]["model"] = {"uri": f"{FILES}/model.onnx"}
     document["spec"]["calibration"] = {"uri": f"{FILES}/calibration.npz"}
-    toleration = {"key": "dovetail.dev/edge", "operator": "Exists", "effect": "NoSchedule"}
     document["spec"]["edge"]["classes"] = [
         {
             "name": "camera",
-            "nodeSelector": {"dovetail.dev/edge": "true"},
-            "tolerations": [toleration],
+            "nodeSelector": dict([EDGE_LABEL]),
+            "tolerations": [EDGE_TAINT],
             "resources": {"cpu": "100m", "memory": "512Mi"},
         }
     ]

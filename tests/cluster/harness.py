@@ -11,110 +11,63 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import httpx2
 import psutil
-import yaml
 from tests.cluster import images, network
+from tests.cluster.cluster import Cluster
 from tests.cluster.control import DNS_PORT, ControlPlane
 from tests.cluster.network import ADDRESSES, CLOUD, Network
 from tests.cluster.node import CGROUPS, DNS, PAUSE, Node, remove_cgroup
 from tests.cluster.prerequisites import check
-from tests.cluster.service import Service
-from tests.kube.apiserver import Json, Refused
+from tests.kube.apiserver import Json
 from tests.kube.binaries import Binary
 
 from dovetail.errors import StateInUse
 
 ROOT: Final = Path(__file__).parents[2]
 CACHE: Final = ROOT / ".cache" / "cluster"
-REGISTRY: Final = f"http://{CLOUD}:5000"
-FILES: Final = f"http://{CLOUD}:8080"
 _LEFT: Final = b"left"  # what an owner says to its guard when it has cleaned up
 # images that only one of the nodes runs
 _EDGE_IMAGES: Final = (images.EDGE.tag, PAUSE)
 
 
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """A running cluster.
+@dataclass(frozen=True)
+class TwoNodes(Cluster):
+    """Two nodes on this machine, with hands on all of it.
 
     Attributes:
-        folder: its state and logs.
-        files: folder that pods reach as `FILES`.
         network: its namespaces and link.
         control: its control plane.
         nodes: its nodes by name.
-        programs: programs by name, `kubectl` and `helm` among them.
-        client: an HTTP client of the API server that carries the admin's token.
     """
 
-    folder: Path
-    files: Path
     network: Network
     control: ControlPlane
-    nodes: dict[str, Node]
-    programs: dict[str, Binary]
-    client: httpx2.Client
+    nodes: Mapping[str, Node]
 
     @property
-    def kubeconfig(self) -> Path:
-        """For `kubectl`, `helm` and client libraries."""
-        return self.control.kubeconfig
+    def entry(self) -> str:
+        """Address of `cloud` from this machine."""
+        return self.network.entry
 
-    def request(self, method: str, path: str, body: Any = None, **options: Any) -> Json:
-        """One request to the API server; raises `Refused` where the answer is 400 or above."""
-        answer = self.client.request(method, path, json=body, **options)
-        content: Json = answer.json()
-        if answer.is_error:
-            raise Refused(answer.status_code, content.get("message", answer.text))
-        return content
-
-    def pods(self, namespace: str, selector: str) -> list[Json]:
-        """Pods that are not on their way out.
-
-        Args:
-            namespace: where they are.
-            selector: labels, as kubectl takes them.
-        """
-        path = f"/api/v1/namespaces/{namespace}/pods"
-        found = self.request("GET", path, params={"labelSelector": selector})["items"]
-        return [item for item in found if "deletionTimestamp" not in item["metadata"]]
-
-    def kubectl(self, *arguments: str, text: str | None = None) -> str:
-        """Run kubectl; returns what it said, raises `RuntimeError` with it where it fails."""
-        return self._program("kubectl", *arguments, text=text)
-
-    def helm(self, *arguments: str) -> str:
-        """Run helm; returns what it said, raises `RuntimeError` with it where it fails."""
-        return self._program("helm", *arguments)
-
-    def _program(self, name: str, *arguments: str, text: str | None = None) -> str:
-        command = [str(self.programs[name].path), *arguments]
-        done = subprocess.run(
-            command,
-            input=text,
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"KUBECONFIG": str(self.kubeconfig)},
-        )
-        if done.returncode:
-            raise RuntimeError(f"{name} {' '.join(arguments)} failed: {done.stderr.strip()}")
-        return done.stdout
+    @contextmanager
+    def asked(self, service: Json) -> Iterator[tuple[list[str], str]]:
+        """From the edge node itself, so that whatever happens to the API server is not noticed."""
+        yield self.network.inside("edge"), f"{service['spec']['clusterIP']}:8000"
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Cluster]:
+def running(folder: Path) -> Iterator[TwoNodes]:
     """Start a cluster with every image in it, and end it whatever happens.
 
     Args:
-        folder: where state and logs go, empty; files stay there.
+        folder: where state and logs go, empty.
 
     Raises:
         MissingTool: this machine lacks something; the message says all of it.
@@ -140,14 +93,12 @@ def running(folder: Path) -> Iterator[Cluster]:
             wanted = [a for a in archives if name == "cloud" or a[0] in _EDGE_IMAGES]
             one.load(wanted)
         client = stack.enter_context(_client(control))
-        cluster = Cluster(folder, folder / "files", made, control, nodes, programs, client)
+        kubeconfig = str(control.kubeconfig)
+        cluster = TwoNodes(folder, kubeconfig, programs, client, made, control, nodes)
         control.apiserver.wait(lambda: serves(client), "it is ready")
         control.join()
         for one in nodes.values():
             one.join()
-        for service in _beside(cluster):
-            stack.callback(service.stop)
-            service.start()
         _resolve(cluster)
         control.apiserver.wait(lambda: _joined(cluster), "both nodes are ready")
         yield cluster
@@ -242,32 +193,6 @@ def _client(control: ControlPlane) -> Iterator[httpx2.Client]:
         trust_env=False,
     ) as client:
         yield client
-
-
-def _beside(cluster: Cluster) -> list[Service]:
-    """A registry and a file server, which pods and both nodes reach."""
-    folder = cluster.folder / "registry"
-    folder.mkdir()
-    cluster.files.mkdir()
-    settings = {
-        "version": 0.1,
-        "log": {"level": "error", "accesslog": {"disabled": True}},
-        "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
-        "http": {"addr": REGISTRY.removeprefix("http://")},
-    }
-    (folder / "registry.yaml").write_text(yaml.safe_dump(settings))
-    inside = cluster.network.inside("cloud")
-    registry = [
-        *inside,
-        "docker-registry",
-        "serve",
-        str(folder / "registry.yaml"),
-    ]
-    files = [*inside, sys.executable, "-m", "http.server", "8080", "--bind", CLOUD]
-    return [
-        Service(registry, folder / "registry.log"),
-        Service([*files, "--directory", str(cluster.files)], cluster.folder / "files.log"),
-    ]
 
 
 def _resolve(cluster: Cluster) -> None:

@@ -89,7 +89,19 @@ KUBERAY: Final = Image(
     f'FROM {BASE}\nCOPY kuberay-operator /\nUSER 65532\nENTRYPOINT ["/kuberay-operator"]\n',
     programs=("kuberay-operator",),
 )
-ALL: Final = (*ROOMS, PAUSE, KUBERAY)
+_REGISTRY: Final = {
+    "version": 0.1,
+    "log": {"level": "error", "accesslog": {"disabled": True}},
+    "storage": {"filesystem": {"rootdirectory": "/var/lib/registry"}},
+    "http": {"addr": ":5000"},
+}
+STORE: Final = Image(
+    f"{_TEST}/store:1",
+    f"FROM {BASE}\n"
+    "RUN apt-get update && apt-get install -y --no-install-recommends docker-registry python3\n"
+    f"RUN echo '{json.dumps(_REGISTRY)}' > /registry.json\n",
+)
+ALL: Final = (*ROOMS, PAUSE, KUBERAY, STORE)
 
 
 def archives(programs: Mapping[str, Binary]) -> list[tuple[str, str, Path]]:

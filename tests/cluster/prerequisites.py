@@ -22,7 +22,6 @@ _PROGRAMS: Final = {
     "unshare": "util-linux",
     "setpriv": "util-linux",
     "mount": "mount",
-    "docker-registry": "docker-registry",
 }
 PLUGINS: Final = Path("/usr/lib/cni")
 

@@ -2,7 +2,9 @@
 
 import yaml
 from tests.cluster import images
-from tests.cluster.harness import REGISTRY, ROOT, Cluster
+from tests.cluster.cluster import Cluster
+from tests.cluster.harness import ROOT
+from tests.cluster.store import REGISTRY
 from tests.kube.apiserver import Json
 from tests.kube.kuberay import definitions
 from tests.kube.operators import until
@@ -10,7 +12,7 @@ from tests.kube.operators import until
 NAMESPACE = "dovetail-system"
 RELEASE = "dovetail"
 _PORT = 30443  # of the nodes, where devices outside the cluster come in
-_KUBERAY = "kuberay"
+KUBERAY = "kuberay"
 _FOLLOWING = ("events", "endpoints", "ipaddresses")
 _EVERYWHERE = (("configmaps", "kube-root-ca.crt"), ("serviceaccounts", "default"))
 # Small enough for two cores: one pod is the whole pool, and one of everything.
@@ -26,45 +28,51 @@ VALUES: Json = {
 }
 
 
+def has_kuberay(cluster: Cluster) -> bool:
+    """Whether the cluster knows KubeRay's kinds; then its operator is taken to run."""
+    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/rayservices.ray.io"
+    return cluster.has(path)
+
+
 def install_kuberay(cluster: Cluster) -> None:
     """Install KubeRay's operator, as its own chart would."""
     for path in definitions():
         cluster.kubectl("create", "-f", str(path))
     labels = {"app.kubernetes.io/name": "kuberay-operator"}  # which the policies of the chart name
     container = {
-        "name": _KUBERAY,
+        "name": KUBERAY,
         "image": images.KUBERAY.tag,
         "args": ["--feature-gates=RayClusterStatusConditions=true"],
-        "env": [{"name": "POD_NAMESPACE", "value": _KUBERAY}],
+        "env": [{"name": "POD_NAMESPACE", "value": KUBERAY}],
         "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
     }
     bodies = [
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": _KUBERAY}},
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": KUBERAY}},
         {
             "apiVersion": "v1",
             "kind": "ServiceAccount",
-            "metadata": {"name": _KUBERAY, "namespace": _KUBERAY},
+            "metadata": {"name": KUBERAY, "namespace": KUBERAY},
         },
         {
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "ClusterRoleBinding",
-            "metadata": {"name": _KUBERAY},
+            "metadata": {"name": KUBERAY},
             "roleRef": {
                 "apiGroup": "rbac.authorization.k8s.io",
                 "kind": "ClusterRole",
                 "name": "cluster-admin",
             },
-            "subjects": [{"kind": "ServiceAccount", "name": _KUBERAY, "namespace": _KUBERAY}],
+            "subjects": [{"kind": "ServiceAccount", "name": KUBERAY, "namespace": KUBERAY}],
         },
         {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
-            "metadata": {"name": _KUBERAY, "namespace": _KUBERAY},
+            "metadata": {"name": KUBERAY, "namespace": KUBERAY},
             "spec": {
                 "selector": {"matchLabels": labels},
                 "template": {
                     "metadata": {"labels": labels},
-                    "spec": {"serviceAccountName": _KUBERAY, "containers": [container]},
+                    "spec": {"serviceAccountName": KUBERAY, "containers": [container]},
                 },
             },
         },
@@ -74,7 +82,7 @@ def install_kuberay(cluster: Cluster) -> None:
 
 def install(cluster: Cluster, **values: object) -> None:
     """Install or upgrade the chart and wait until its pods are ready."""
-    file, outside = cluster.folder / "values.yaml", f"https://{cluster.network.entry}:{_PORT}"
+    file, outside = cluster.folder / "values.yaml", f"https://{cluster.entry}:{_PORT}"
     gateway = {**VALUES["gateway"], "externalUrl": outside}
     file.write_text(yaml.safe_dump({**VALUES, "gateway": gateway, **values}))
     cluster.helm(

@@ -13,7 +13,11 @@ from tests.cluster import images, machine
 from tests.cluster.harness import CACHE, ROOT
 from tests.cluster.prerequisites import check
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]  # the first has images saved
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(1800),  # the first has images saved
+    pytest.mark.usefixtures("hands"),
+]
 
 RUN = CACHE / "run"
 

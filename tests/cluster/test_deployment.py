@@ -23,8 +23,9 @@ def test_a_deployment_becomes_ready_and_every_answer_is_the_whole_models(
 
     assert deployed["status"]["observedGeneration"] == deployed["metadata"]["generation"]
     answers(found)
-    (pod,) = cluster.pods(example.NAMESPACE, "app.kubernetes.io/component=edge")
-    assert pod["spec"]["nodeName"] == "edge"
+    pods = cluster.pods(example.NAMESPACE, "app.kubernetes.io/component=edge")
+    devices = sorted(node["metadata"]["name"] for node in cluster.edges)
+    assert sorted(pod["spec"]["nodeName"] for pod in pods) == devices
 
 
 def test_ray_of_a_pool_answers_nobody_without_its_token(cluster, deployed):
@@ -39,6 +40,7 @@ def test_ray_of_a_pool_answers_nobody_without_its_token(cluster, deployed):
         )
 
 
+@pytest.mark.usefixtures("hands")
 def test_the_cut_follows_the_link_and_no_request_fails(cluster, traffic, answers):
     """Verify that a slow device leans on the cloud over a good link, and not over a thin one."""
     cluster.network.shape("100mbit")

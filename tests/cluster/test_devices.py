@@ -17,7 +17,11 @@ from tests.kube.operators import until
 
 from dovetail_cli.ray_pool import free_port
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("hands"),
+]
 
 GROUP = "dovetail.dev/device-group=phones"
 SECRETS = f"/api/v1/namespaces/{example.NAMESPACE}/secrets"
@@ -86,7 +90,7 @@ def test_a_device_outside_every_node_joins_serves_moves_and_is_revoked(
     """Verify a device's whole life with no more than an address, an authority and a token."""
     port, held, folder = joined
     until(lambda: phones(cluster)["devices"]["connected"] == 1, "the phone to be counted", 90)
-    with steady(cluster, example.NAME, rows, address=f"127.0.0.1:{port}", node=None) as traffic:
+    with steady(cluster, example.NAME, rows, address=f"127.0.0.1:{port}") as traffic:
         answers(traffic.more(8, 90))
         other = next(one for one in ladder(cluster) if one != "edge")
         for rung in ("edge", other):

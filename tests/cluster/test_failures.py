@@ -8,7 +8,11 @@ from tests.cluster.harness import serves
 from tests.cluster.traffic import clouds
 from tests.kube.operators import until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("hands"),
+]
 
 EDGES = "app.kubernetes.io/component=edge"
 CHILDREN = ("configmaps", "daemonsets", "services", "secrets")

@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from tests.cluster import example
-from tests.cluster.harness import FILES
+from tests.cluster import example, store
+from tests.cluster.store import FILES
 from tests.kube.operators import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -63,9 +63,11 @@ def test_versions_change_under_requests_and_a_bad_one_never_goes_live(
     cluster, stage, traffic, whole, rows
 ):
     """Verify v1, v2, bad v3 and back to v1: no request fails and no answer is of a mixed pair."""
-    mirrored(stage.folder / "model.onnx", cluster.files / "mirrored.onnx")
+    mirrored(stage.folder / "model.onnx", cluster.folder / "mirrored.onnx")
     good = (stage.folder / "model.onnx").read_bytes()
-    (cluster.files / "broken.onnx").write_bytes(good[: len(good) // 2])
+    (cluster.folder / "broken.onnx").write_bytes(good[: len(good) // 2])
+    for name in ("mirrored.onnx", "broken.onnx"):
+        store.put(cluster, cluster.folder / name)
     first = status(cluster)["bundle"]
 
     model = {"uri": f"{FILES}/mirrored.onnx"}
@@ -93,7 +95,7 @@ def test_versions_change_under_requests_and_a_bad_one_never_goes_live(
     example.patch(cluster, {"rollout": {"rollback": None}, "model": {"uri": f"{FILES}/model.onnx"}})
     becomes(cluster, first)
     until(lambda: example.conditions(cluster)["Partitioned"][1] == "Partitioned", "all as before")
-    expected = {first[7:19]: whole, second[7:19]: scores(cluster.files / "mirrored.onnx",
+    expected = {first[7:19]: whole, second[7:19]: scores(cluster.folder / "mirrored.onnx",
                                                         np.load(rows)["x"])}  # fmt: skip
     found = traffic.all()
     assert traffic.failed() == []

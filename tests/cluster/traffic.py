@@ -4,13 +4,13 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.cluster.cluster import Cluster
 from tests.cluster.example import NAMESPACE
-from tests.cluster.harness import Cluster
 from tests.cluster.service import Service
 from tests.kube.apiserver import Json
 
@@ -70,7 +70,6 @@ def steady(
     *,
     rate: float = 4.0,
     address: str | None = None,
-    node: str | None = "edge",
 ) -> Iterator[Traffic]:
     """Send requests meanwhile, from the edge node through the edge's Service.
 
@@ -79,17 +78,15 @@ def steady(
         deployment: name of the deployment, and of the model it serves.
         rows: npz with the inputs as `x`.
         rate: requests a second.
-        address: `host:port` to ask instead of the Service.
-        node: node to send from; None for this machine, outside every node.
+        address: `host:port` to ask instead from this machine, outside every node.
     """
-    address = address or f"{edge_service(cluster, deployment)['spec']['clusterIP']}:8000"
     out = cluster.folder / f"traffic-{time.time_ns()}.jsonl"
-    inside = cluster.network.inside(node) if node is not None else []
-    command = [*inside, sys.executable, str(_DRIVER)]
-    driver = Service([*command, address, deployment, str(rows), str(rate), str(out)],
-                     out.with_suffix(".log"))  # fmt: skip
-    driver.start()
-    try:
-        yield Traffic(out)
-    finally:
-        driver.stop()
+    service = edge_service(cluster, deployment)
+    with nullcontext(([], address)) if address else cluster.asked(service) as (inside, host):
+        command = [*inside, sys.executable, str(_DRIVER), host, deployment, str(rows)]
+        driver = Service([*command, str(rate), str(out)], out.with_suffix(".log"))
+        driver.start()
+        try:
+            yield Traffic(out)
+        finally:
+            driver.stop()
