@@ -22,7 +22,7 @@ from functools import partial
 
 import numpy as np
 from tests.cluster import example, release
-from tests.cluster.harness import Cluster, running
+from tests.cluster.harness import TwoNodes, running
 from tests.cluster.traffic import Traffic, steady
 from tests.kube.operators import until
 
@@ -51,7 +51,7 @@ class _Rig:
     """
 
     context: Context
-    cluster: Cluster
+    cluster: TwoNodes
     traffic: Traffic
     rounds: int
     requests: int
@@ -102,7 +102,7 @@ def run(context: Context) -> Result:
 
 
 @contextmanager
-def _deployed(context: Context) -> Iterator[tuple[Cluster, Traffic]]:
+def _deployed(context: Context) -> Iterator[tuple[TwoNodes, Traffic]]:
     """The example on two nodes, under requests."""
     with running(context.scratch / "cluster") as cluster:
         context.say("two nodes run")
@@ -139,7 +139,7 @@ def _step(rig: _Rig, link: str, rate: int) -> _Step:
     return _Step(link, moved, source, target, found)
 
 
-def _moved(cluster: Cluster, source: str) -> float | None:
+def _moved(cluster: TwoNodes, source: str) -> float | None:
     """Seconds until the status names another rung; None for none."""
     began = time.monotonic()
     while time.monotonic() - began < _PATIENCE:
@@ -171,15 +171,15 @@ def _is_on(traffic: Traffic, rung: str, since: float) -> bool:
     return any(one.get("rung") == rung for one in found[-3:]) or late >= 3
 
 
-def _leave_alone(cluster: Cluster) -> None:
+def _leave_alone(cluster: TwoNodes) -> None:
     example.patch(cluster, {"adapt": {"mode": "Auto"}, "split": {"rung": None}})
 
 
-def _rung(cluster: Cluster) -> str:
+def _rung(cluster: TwoNodes) -> str:
     return str(example.get(cluster)["status"]["classes"][0]["rung"])
 
 
-def _ladder(cluster: Cluster) -> list[str]:
+def _ladder(cluster: TwoNodes) -> list[str]:
     """Ids of the rungs that the device's plan allows."""
     path = f"/api/v1/namespaces/{example.NAMESPACE}/configmaps"
     plans = [one["data"] for one in cluster.request("GET", path)["items"]]
