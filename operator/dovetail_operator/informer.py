@@ -112,7 +112,7 @@ class Informer:
     def _run(self) -> None:
         failures = 0
         while not self._stop.is_set():
-            self._alive = time.monotonic()
+            self._alive = began = time.monotonic()
             try:
                 if not self._version:
                     self._list()
@@ -125,7 +125,9 @@ class Informer:
             except Expired:
                 self._version, why, wait = "", "expired", _RELIST
             except DovetailError as error:
-                failures += 1
+                # One that lived for a while is no failure in a row: something on the way may cut
+                # every stream once a minute.
+                failures = 1 if time.monotonic() - began > _BACKOFF[1] else failures + 1
                 why = "error"
                 wait = min(_BACKOFF[0] * 2 ** min(failures, 8), _BACKOFF[1])
                 if isinstance(error, ApiError):  # twice, because the jitter may halve it
