@@ -171,15 +171,20 @@ def test_samples_reach_the_ledger(setting: Setting) -> None:
         until(told)
 
 
-def test_a_wrong_token_is_answered_on_the_edge(setting: Setting) -> None:
-    """The tail refuses; the caller still gets the right answer, flagged."""
-    feed = rows(1)
-    with Session(
+def refused(setting: Setting) -> Session:
+    """A device that the tail does not let in."""
+    return Session(
         setting.tiny.bundle,
         setting.plan("cut1"),
         endpoint=setting.endpoint,
         credentials=Credentials("stolen"),
-    ) as session:
+    )
+
+
+def test_a_wrong_token_is_answered_on_the_edge(setting: Setting) -> None:
+    """The tail refuses; the caller still gets the right answer, flagged."""
+    feed = rows(1)
+    with refused(setting) as session:
         answer = session.infer_detailed(feed)
     assert answer.degraded
     np.testing.assert_allclose(
@@ -196,12 +201,7 @@ def test_a_device_that_asks_no_more_tells_of_itself_and_not_of_the_rung_it_shoul
     device, and the cut would stay where nobody answers.
     """
     feed = rows(1)
-    with Session(
-        setting.tiny.bundle,
-        setting.plan("cut1"),
-        endpoint=setting.endpoint,
-        credentials=Credentials("stolen"),
-    ) as session:
+    with refused(setting) as session:
         answers = [session.infer_detailed(feed) for _ in range(20)]
     asked, alone = answers[0].sample, answers[-1].sample
     assert {answer.rung for answer in answers} == {"edge"}
