@@ -4,6 +4,7 @@ Who has a place is decided here too, because it depends on all members at once; 
 reconcile only reads the outcome. A RayService of a pool's name that is not ours is left alone.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ _KUBERAY: Final = (
 
 TRIED_AGAIN: Final = "It is tried again in ten minutes, and at once when the spec changes."
 _TOO_MANY: Final = 429
+_GATHER, _SHARE = 0.3, 5.0  # seconds at least, and how often as long as the last write took
 _LASTING: Final = 3  # failures in a row that are no hiccup of the API server any more
 _NOBODY: Final = "0" * 64  # no token is known that has this digest
 
@@ -114,6 +116,7 @@ class Pools:
         self._composed: dict[str, Member] = {}
         self._refused: dict[str, str] = {}
         self._failures: Counter[str] = Counter()
+        self._took: dict[str, float] = {}
 
     def reconcile(self, key: str) -> None:
         """Make a pool's RayService what its members want.
@@ -129,6 +132,7 @@ class Pools:
             self._admitted.pop(key, None)
             self._full.pop(key, None)
             self._refused.pop(key, None)
+            self._took.pop(key, None)
             self._remove(key)
             return
         self._admit(key, living, pool.max_tails)
@@ -161,8 +165,10 @@ class Pools:
             self._tell_refused(key, why)
             return
         if not same(body, found):
+            began = time.monotonic()
             try:
                 self._api.apply(path_of(body), body, seen=found)
+                self._took[key] = time.monotonic() - began
             except Conflict:
                 raise
             except (ApiError, Unavailable) as error:
@@ -174,6 +180,13 @@ class Pools:
                 raise
         self._failures.pop(key, None)
         self._tell_refused(key, None)
+
+    def gather(self, key: str) -> float:
+        """Seconds in which changes of a pool's members become one write.
+
+        No write costs the API server as much as a pool's, so a busy one is asked less often.
+        """
+        return max(_GATHER, _SHARE * self._took.get(key, 0.0))
 
     def _tell_refused(self, key: str, why: str | None) -> None:
         if self._refused.get(key) == why:

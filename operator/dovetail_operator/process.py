@@ -40,7 +40,6 @@ log = logging.getLogger("dovetail.operator")
 LEASE: Final = "dovetail-operator"
 _WORKERS: Final = 12
 _POOL_WORKERS: Final = 4
-_GATHER: Final = 0.3  # seconds in which changes of a pool's members become one write
 _RESYNC: Final = 10 * 3600.0  # seconds
 _GRACE: Final = 5.0  # shorter than the Lease is sure for
 
@@ -71,6 +70,7 @@ class Operator:
         self._ended = threading.Event()
         self._stop: list[Controller] = []
         self._mover: Mover | None = None
+        self._placed: Pools | None = None
 
     def run(self) -> int:
         """Run until stopped; returns the exit code."""
@@ -94,7 +94,8 @@ class Operator:
         self.lease.stop()
 
     def _pool_changed(self, key: str) -> None:
-        self._pools.add_after(key, _GATHER)
+        wait = self._placed.gather(key) if self._placed is not None else 0.0
+        self._pools.add_after(key, wait)
 
     def _lead(self) -> None:
         """Begin to write; called once, when the Lease is held."""
@@ -115,7 +116,7 @@ class Operator:
         token = ledger_token(api, release)
         hands, events = Hands(), Events(api, self._identity)
         digest = hashlib.sha256(token.encode()).hexdigest()
-        pools = Pools(api, self.world, release, digest, self._hybrids.add)
+        pools = self._placed = Pools(api, self.world, release, digest, self._hybrids.add)
         self._mover = Mover(self.world, hands, Ledger(token), self._hybrids.add)
         reconciler = Reconciler(
             api,

@@ -7,6 +7,7 @@ annotations.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from dovetail.placement import DEDICATED
@@ -43,6 +44,9 @@ CHILDREN: Final = (
 _SLIM: Final = frozenset(
     {"ServiceAccount", "Secret", "Service", "ControllerRevision", "NetworkPolicy"}
 )
+
+# what a pool is composed from, beside the deployments; of the rest there is much more
+_IN_POOLS: Final = frozenset({"ConfigMap", "Secret"})
 
 Notify = Callable[[str], None]
 
@@ -103,7 +107,7 @@ class World:
             kinds.append(
                 (
                     Kind(path.rsplit("/", 1)[1], path, selector, kind in _SLIM, keep),
-                    self._child_changed,
+                    partial(self._child_changed, kind in _IN_POOLS),
                 )
             )
         self.informers: dict[str, Informer] = {
@@ -182,7 +186,7 @@ class World:
                 self._hybrid(key_of(item))
                 self._pool(pool_key(item, self.config))
 
-    def _child_changed(self, old: Json | None, new: Json | None) -> None:
+    def _child_changed(self, in_pool: bool, old: Json | None, new: Json | None) -> None:
         item = new or old
         assert item is not None
         for reference in item["metadata"].get("ownerReferences") or ():
@@ -191,7 +195,7 @@ class World:
             key = f"{item['metadata']['namespace']}/{reference['name']}"
             self._hybrid(key)
             hybrid = self.stores["HybridDeployment"].get(key)
-            if hybrid is not None:
+            if in_pool and hybrid is not None:
                 self._pool(pool_key(hybrid, self.config))
 
     def _pool_changed(self, old: Json | None, new: Json | None) -> None:
