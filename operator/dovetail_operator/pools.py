@@ -5,7 +5,6 @@ reconcile only reads the outcome. A RayService of a pool's name that is not ours
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +14,8 @@ from pydantic import ValidationError
 from dovetail.api import API_VERSION, HybridDeployment
 from dovetail.errors import Unavailable
 from dovetail.plan import application_name
+from dovetail_operator import applications
+from dovetail_operator.applications import Application
 from dovetail_operator.client import Api, ApiError, Conflict, Json
 from dovetail_operator.conditions import WAITS_FOR_BUNDLE, Finding
 from dovetail_operator.names import (
@@ -57,37 +58,13 @@ def parse(hybrid: Json) -> HybridDeployment:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Application:
-    """How the tail of one version is.
+@dataclass(slots=True)
+class _Writes:
+    """How writing a pool goes: why it cannot be, failures in a row, and seconds the last took."""
 
-    Attributes:
-        status: what Ray Serve says, such as `RUNNING`.
-        message: what it says besides.
-        active: whether the Ray cluster it runs in is in service; KubeRay brings a new one into
-            service when every application in it runs.
-        reachable: whether any pod of the pool takes requests.
-    """
-
-    status: str
-    message: str
-    active: bool
-    reachable: bool
-
-    @property
-    def running(self) -> bool:
-        """Whether it serves."""
-        return self.active and self.status == "RUNNING"
-
-    @property
-    def changing(self) -> bool:
-        """Whether it takes over other settings, where it ran before; it serves meanwhile."""
-        return self.active and self.reachable and self.status == "DEPLOYING"
-
-    @property
-    def failed(self) -> bool:
-        """Whether Ray Serve could not deploy it."""
-        return self.status == "DEPLOY_FAILED"
+    refused: str | None = None
+    failures: int = 0
+    took: float = 0.0
 
 
 class Pools:
@@ -114,9 +91,7 @@ class Pools:
         self._admitted: dict[str, dict[str, tuple[str, ...]]] = {}
         self._full: dict[str, frozenset[tuple[str, str]]] = {}
         self._composed: dict[str, Member] = {}
-        self._refused: dict[str, str] = {}
-        self._failures: Counter[str] = Counter()
-        self._took: dict[str, float] = {}
+        self._writes: dict[str, _Writes] = {}
 
     def reconcile(self, key: str) -> None:
         """Make a pool's RayService what its members want.
@@ -131,8 +106,7 @@ class Pools:
         if pool is None or not living:
             self._admitted.pop(key, None)
             self._full.pop(key, None)
-            self._refused.pop(key, None)
-            self._took.pop(key, None)
+            self._writes.pop(key, None)
             self._remove(key)
             return
         self._admit(key, living, pool.max_tails)
@@ -161,6 +135,7 @@ class Pools:
 
     def _put(self, key: str, body: Json, found: Json | None) -> None:
         """Write a pool where it differs, and keep why it cannot be, for those who live in it."""
+        writes = self._writes.setdefault(key, _Writes())
         if why := too_large(body):
             self._tell_refused(key, why)
             return
@@ -168,17 +143,17 @@ class Pools:
             began = time.monotonic()
             try:
                 self._api.apply(path_of(body), body, seen=found)
-                self._took[key] = time.monotonic() - began
+                writes.took = time.monotonic() - began
             except Conflict:
                 raise
             except (ApiError, Unavailable) as error:
                 # A patch that does not fit the schema is answered 500 as well, again and again.
-                self._failures[key] += 1
+                writes.failures += 1
                 busy = isinstance(error, Unavailable) or error.status == _TOO_MANY
-                if not busy or self._failures[key] >= _LASTING:
+                if not busy or writes.failures >= _LASTING:
                     self._tell_refused(key, str(error))
                 raise
-        self._failures.pop(key, None)
+        writes.failures = 0
         self._tell_refused(key, None)
 
     def gather(self, key: str) -> float:
@@ -186,26 +161,26 @@ class Pools:
 
         No write costs the API server as much as a pool's, so a busy one is asked less often.
         """
-        return max(_GATHER, _SHARE * self._took.get(key, 0.0))
+        writes = self._writes.get(key)
+        return max(_GATHER, _SHARE * writes.took) if writes is not None else _GATHER
 
     def _tell_refused(self, key: str, why: str | None) -> None:
-        if self._refused.get(key) == why:
+        writes = self._writes[key]
+        if writes.refused == why:
             return
-        if why is None:
-            self._refused.pop(key)
-        else:
-            self._refused[key] = why
+        writes.refused = why
         for hybrid in self.members(key):
             self._hybrid(hybrid)
 
     def refused(self, key: str) -> Finding | None:
         """Why a pool cannot be written; None where it can."""
-        why = self._refused.get(key)
-        if why is None:
+        writes = self._writes.get(key)
+        if writes is None or writes.refused is None:
             return None
         message = (
             f"Pool {key.split('/', 1)[1]} cannot be written, so what runs in it goes on as it is, "
-            f"and nothing new begins: {why}. What a pool asks for is in the chart's values."
+            f"and nothing new begins: {writes.refused}. What a pool asks for is in the chart's "
+            "values."
         )
         return Finding("True", "PoolRefused", message)
 
@@ -289,7 +264,8 @@ class Pools:
         if refused is not None and refused.bundle == record.bundle:
             message = f"Ray Serve could not deploy the tail: {refused.message}. {TRIED_AGAIN}"
             return Finding("False", "TailFailed", message)
-        tail = _tail(name, self.application(key, mine, record.bundle), ran=_ran(hybrid, record))
+        now = self.application(key, mine, record.bundle)
+        tail = applications.finding(name, now, ran=_ran(hybrid, record))
         wrong = self.refused(key)
         if wrong is not None and tail.status == "False":
             return Finding("False", wrong.reason, wrong.message)
@@ -385,16 +361,3 @@ def _ran(hybrid: Json, record: Record) -> bool:
     status = hybrid.get("status") or {}
     said = {one["type"]: one["status"] for one in status.get("conditions") or ()}
     return status.get("bundle") == record.bundle and said.get("TailAvailable") == "True"
-
-
-def _tail(pool: str, application: Application | None, *, ran: bool) -> Finding:
-    if application is None:
-        return Finding("False", "TailDeploying", f"Pool {pool} is starting the tail.")
-    if application.running or (ran and application.changing):
-        return Finding("True", "TailRunning", f"The tail runs in pool {pool}.")
-    if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-        message = f"Ray Serve says {application.status} of the tail: {application.message}"
-        return Finding("False", "TailFailed", message)
-    if application.status == "RUNNING":
-        return Finding("False", "TailDeploying", f"The tail runs; pool {pool} is not in service.")
-    return Finding("False", "TailDeploying", f"Pool {pool} is deploying the tail.")

@@ -8,7 +8,7 @@ from tests.kube.binaries import find
 from tests.kube.cluster import Cluster
 from tests.kube.definitions import definitions
 from tests.kube.kuberay import ray_service_definition
-from tests.kube.operators import NAMESPACE, install
+from tests.kube.operators import NAMESPACE, configuration, operator, prepared, until
 from tests.kube.registry import push, running_registry
 from tests.tiny_bundle import write_tiny_bundle
 
@@ -67,16 +67,23 @@ def second(registry, tmp_path_factory):
 @pytest.fixture(scope="session")
 def rays(tmp_path_factory):
     """An API server of its own with `HybridDeployment` and KubeRay's `RayService` defined."""
-    try:
-        etcd, program = find("etcd"), find("kube-apiserver")
-        definition = ray_service_definition()
-    except MissingTool as error:
-        pytest.skip(str(error))
-    with running(tmp_path_factory.mktemp("rays"), etcd, program) as server:
-        server.define(yaml.safe_load(render()))
-        server.define(yaml.safe_load(definition.read_text()))
-        install(server)
+    with prepared(tmp_path_factory.mktemp("rays")) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def decided():
+    """What the chart decides for the operator of a module, beside what it always does."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def running_operator(rays, registry, tmp_path_factory, decided):
+    """One operator for all tests of a module that need no other."""
+    folder = tmp_path_factory.mktemp("operator")
+    with operator(rays, folder, configuration(registry, **decided)) as process:
+        until(lambda: process.probe("/readyz") == 200, "readiness")
+        yield process
 
 
 @dataclass(frozen=True, slots=True)

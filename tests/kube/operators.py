@@ -12,8 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 import yaml
-from tests.kube.apiserver import ApiServer, Json, Refused
+from tests.kube.apiserver import ApiServer, Json, Refused, running
+from tests.kube.binaries import find
+from tests.kube.kuberay import ray_service_definition
+
+from dovetail.crd import render
+from dovetail.errors import MissingTool
 
 NAMESPACE = "dovetail-system"
 WAIT = 60.0
@@ -74,6 +80,26 @@ def install(server: ApiServer) -> None:
         except Refused as error:
             if error.code != 409:
                 raise
+
+
+@contextmanager
+def prepared(folder: Path, *, rays: bool = True) -> Iterator[ApiServer]:
+    """An API server for an operator, skipped, with what to do, where none is.
+
+    Args:
+        folder: where its state goes, empty.
+        rays: whether KubeRay's `RayService` is defined beside `HybridDeployment`.
+    """
+    try:
+        etcd, program = find("etcd"), find("kube-apiserver")
+        definitions = [ray_service_definition().read_text()] if rays else []
+    except MissingTool as error:
+        pytest.skip(str(error))
+    with running(folder, etcd, program) as server:
+        for definition in (render(), *definitions):
+            server.define(yaml.safe_load(definition))
+        install(server)
+        yield server
 
 
 @contextmanager

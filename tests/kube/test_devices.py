@@ -6,24 +6,20 @@ from base64 import b64decode
 import pytest
 from tests.kube.cluster import CHILDREN
 from tests.kube.controllers import finish, merge
-from tests.kube.operators import NAMESPACE, configuration, operator, until
+from tests.kube.operators import NAMESPACE, until
 
 pytestmark = pytest.mark.kube
 
 
 @pytest.fixture(scope="module")
-def running_operator(rays, registry, tmp_path_factory):
-    """One operator that tells devices outside the cluster where to join, and whom to trust."""
-    folder = tmp_path_factory.mktemp("devices")
-    authority = folder / "ca.crt"
+def decided(tmp_path_factory):
+    """Where devices outside the cluster join, and whom they trust."""
+    authority = tmp_path_factory.mktemp("devices") / "ca.crt"
     authority.write_text("PEM")
-    reach = {
+    return {
         "externalEndpoint": "https://out/{namespace}/{pool}",
         "endpointCa": str(authority),
     }
-    with operator(rays, folder, configuration(registry, **reach)) as process:
-        until(lambda: process.probe("/readyz") == 200, "readiness")
-        yield process
 
 
 def test_a_group_of_devices_gets_a_secret_to_join_with_and_a_new_token_once_it_is_deleted(

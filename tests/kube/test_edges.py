@@ -6,20 +6,11 @@ What the DaemonSet controller counts is written; which nodes there are is the AP
 import pytest
 from tests.kube.cluster import CAMERA, CHILDREN
 from tests.kube.controllers import finish, merge, roll_out
-from tests.kube.operators import configuration, operator, until
+from tests.kube.operators import until
 
 pytestmark = pytest.mark.kube
 
 NODES = "/api/v1/nodes"
-
-
-@pytest.fixture(scope="module")
-def running_operator(rays, registry, tmp_path_factory):
-    """One operator for all tests of this module."""
-    folder = tmp_path_factory.mktemp("edges")
-    with operator(rays, folder, configuration(registry)) as process:
-        until(lambda: process.probe("/readyz") == 200, "readiness")
-        yield process
 
 
 @pytest.fixture

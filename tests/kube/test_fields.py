@@ -7,22 +7,13 @@ import pytest
 import yaml
 from tests.kube.cluster import CAMERA, CHILDREN
 from tests.kube.controllers import JOBS, finish
-from tests.kube.operators import configuration, operator, until
+from tests.kube.operators import until
 
 from dovetail.status import Status
 
 pytestmark = pytest.mark.kube
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "kubernetes").glob("*.yaml"))
-
-
-@pytest.fixture(scope="module")
-def running_operator(rays, registry, tmp_path_factory):
-    """One operator for all tests of this module."""
-    folder = tmp_path_factory.mktemp("fields")
-    with operator(rays, folder, configuration(registry)) as process:
-        until(lambda: process.probe("/readyz") == 200, "readiness")
-        yield process
 
 
 def plan_of(cluster, name="camera"):

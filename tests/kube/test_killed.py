@@ -14,16 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import pytest
-import yaml
-from tests.kube.apiserver import Refused, running
-from tests.kube.binaries import find
+from tests.kube.apiserver import Refused
 from tests.kube.cluster import CHILDREN, Cluster
 from tests.kube.controllers import JOBS, finish, roll_out, serve
-from tests.kube.kuberay import ray_service_definition
-from tests.kube.operators import NAMESPACE, configuration, install, operator, until
-
-from dovetail.crd import render
-from dovetail.errors import MissingTool
+from tests.kube.operators import NAMESPACE, configuration, operator, prepared, until
 
 pytestmark = pytest.mark.kube
 
@@ -46,15 +40,7 @@ MADE = (
 @contextmanager
 def alone(folder):
     """An API server with a namespace and a node of the class, for one operator's story."""
-    try:
-        etcd, program = find("etcd"), find("kube-apiserver")
-        rays = ray_service_definition()
-    except MissingTool as error:
-        pytest.skip(str(error))
-    with running(folder, etcd, program) as server:
-        server.define(yaml.safe_load(render()))
-        server.define(yaml.safe_load(rays.read_text()))
-        install(server)
+    with prepared(folder) as server:
         node = {"apiVersion": "v1", "kind": "Node"}
         node["metadata"] = {"name": "one", "labels": {"kind": "camera"}}
         server.request("POST", "/api/v1/nodes", node)

@@ -194,14 +194,20 @@ def test_an_old_version_stays_while_a_device_reports_it_and_leaves_then(
     assert rollout.states()[made["bundle"]] == "Kept"
 
 
-@pytest.mark.usefixtures("busy")
-def test_a_device_outside_the_cluster_counts_once_it_was_heard_of(moving, cluster, made):
-    """Verify that a group has devices by what the ledger says, and that status counts them."""
+def group(moving, cluster, made):
+    """A deployment for a group of devices none of which has joined; returns its ledger."""
     ledger, url = moving
     phone = {"name": "phone", "deviceGroup": "phones"}
     cluster.create(edge={"classes": [phone]}, cloud={"endpoint": url}, adapt={"window": "1s"})
     finish(cluster.server, cluster.job(), made)
     cluster.wait("EdgeAvailable", "NoDeviceJoined")
+    return ledger
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_device_outside_the_cluster_counts_once_it_was_heard_of(moving, cluster, made):
+    """Verify that a group has devices by what the ledger says, and that status counts them."""
+    ledger = group(moving, cluster, made)
     meet(ledger, f"{cluster.namespace}/page", 1, short(made), "phone")
     cluster.serving()
 
@@ -217,11 +223,7 @@ def test_a_device_outside_the_cluster_counts_once_it_was_heard_of(moving, cluste
 @pytest.mark.usefixtures("busy")
 def test_a_group_that_fell_silent_and_a_model_that_nobody_asks_are_told(moving, cluster, made):
     """Verify both reasons by what the ledger says, and that one device heard of is enough."""
-    ledger, url = moving
-    phone = {"name": "phone", "deviceGroup": "phones"}
-    cluster.create(edge={"classes": [phone]}, cloud={"endpoint": url}, adapt={"window": "1s"})
-    finish(cluster.server, cluster.job(), made)
-    cluster.wait("EdgeAvailable", "NoDeviceJoined")
+    ledger = group(moving, cluster, made)
     meet(ledger, f"{cluster.namespace}/page", 1, short(made), "phone", ago=120)
     cluster.serving()
 

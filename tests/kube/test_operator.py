@@ -21,18 +21,13 @@ pytestmark = pytest.mark.kube
 
 
 @pytest.fixture(scope="module")
-def running_operator(rays, registry, tmp_path_factory):
-    """One operator for all tests of this module that need no other."""
+def decided():
     pools = [
         {"name": "default"},
         {"name": "small", "maxTails": 1},
         {"name": "others", "namespaces": ["elsewhere"]},
     ]
-    folder = tmp_path_factory.mktemp("operator")
-    more = {"pools": pools, "poolIngress": [{"ports": [{"port": 8000}]}]}
-    with operator(rays, folder, configuration(registry, **more)) as process:
-        until(lambda: process.probe("/readyz") == 200, "readiness")
-        yield process
+    return {"pools": pools, "poolIngress": [{"ports": [{"port": 8000}]}]}
 
 
 def test_a_resource_becomes_ready_through_its_job_its_edges_and_its_pool(

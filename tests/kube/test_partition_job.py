@@ -6,7 +6,7 @@ that it looks again though nothing that it watches changes, is its own.
 
 import pytest
 from tests.kube.controllers import JOBS, finish, held_up, merge, say, start
-from tests.kube.operators import configuration, operator, until
+from tests.kube.operators import until
 
 pytestmark = pytest.mark.kube
 
@@ -20,15 +20,6 @@ UNSCHEDULED = {
         }
     ]
 }
-
-
-@pytest.fixture(scope="module")
-def running_operator(rays, registry, tmp_path_factory):
-    """One operator for all tests of this module."""
-    folder = tmp_path_factory.mktemp("jobs")
-    with operator(rays, folder, configuration(registry)) as process:
-        until(lambda: process.probe("/readyz") == 200, "readiness")
-        yield process
 
 
 def waits(cluster, text):

@@ -4,15 +4,11 @@ import json
 
 import pytest
 import yaml
-from tests.kube.apiserver import running
-from tests.kube.binaries import find
 from tests.kube.cluster import RAYS, Cluster
 from tests.kube.controllers import finish, merge
 from tests.kube.kuberay import ray_service_definition
-from tests.kube.operators import configuration, install, operator, until
+from tests.kube.operators import configuration, operator, prepared, until
 
-from dovetail.crd import render
-from dovetail.errors import MissingTool
 from dovetail.pool import LEDGER_APPLICATION
 from dovetail_operator.names import TOKEN_HASH, child_name
 
@@ -26,12 +22,8 @@ SECRETS = "/api/v1/namespaces/{}/secrets"
 
 
 @pytest.fixture(scope="module")
-def running_operator(rays, registry, tmp_path_factory):
-    """One operator for the tests of this module that need no other."""
-    folder = tmp_path_factory.mktemp("pools")
-    with operator(rays, folder, configuration(registry, pools=POOLS)) as process:
-        until(lambda: process.probe("/readyz") == 200, "readiness")
-        yield process
+def decided():
+    return {"pools": POOLS}
 
 
 def names(config):
@@ -40,14 +32,8 @@ def names(config):
 
 def test_kuberay_that_comes_later_is_noticed(registry, made, tmp_path):
     """Verify that who does what the condition says needs to do nothing else."""
-    try:
-        etcd, program = find("etcd"), find("kube-apiserver")
-    except MissingTool as error:
-        pytest.skip(str(error))
     (tmp_path / "server").mkdir()
-    with running(tmp_path / "server", etcd, program) as server:
-        server.define(yaml.safe_load(render()))
-        install(server)
+    with prepared(tmp_path / "server", rays=False) as server:
         cluster = Cluster(server, "early")
         with operator(server, tmp_path, configuration(registry)):
             cluster.create()
