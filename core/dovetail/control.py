@@ -278,13 +278,12 @@ def _last(moves: Sequence[Move]) -> tuple[Move, ...]:
 
 def _corrected(rung: RungCost, at: Conditions) -> RungCost:
     """A rung's costs as seconds of this device and this tail, not of the profiling machine."""
-    return rung.model_copy(
-        update={
-            "head": rung.head * at.edge,
-            "encode": rung.encode * at.edge,
-            "decode": rung.decode * at.cloud,
-            "tail": rung.tail * at.cloud,
-        }
+    return replace(
+        rung,
+        head=rung.head * at.edge,
+        encode=rung.encode * at.edge,
+        decode=rung.decode * at.cloud,
+        tail=rung.tail * at.cloud,
     )
 
 

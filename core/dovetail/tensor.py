@@ -12,7 +12,7 @@ errors of its own, and believes any byte of a bool.
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,16 +46,18 @@ FROM_OIP: Mapping[str, str] = {oip: name for name, _, oip in _DTYPES}
 FLOATS = frozenset({"float16", "float32", "float64"})
 
 
+DOCUMENT: Final = ConfigDict(
+    extra="forbid",
+    alias_generator=to_camel,
+    populate_by_name=True,
+    allow_inf_nan=False,  # one NaN among costs and every comparison of rungs is undefined
+)
+
+
 class Document(BaseModel):
     """Base of every JSON document: frozen, camelCase outside, unknown fields and NaN refused."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        alias_generator=to_camel,
-        populate_by_name=True,
-        allow_inf_nan=False,  # one NaN among costs and every comparison of rungs is undefined
-    )
+    model_config = ConfigDict(frozen=True, **DOCUMENT)
 
 
 def _known_dtype(name: str) -> str:

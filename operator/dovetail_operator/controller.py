@@ -33,6 +33,8 @@ class Controller:
         reconcile: does the work of one key; returns seconds after which to do it again, or None.
         lost: called once the Lease is lost.
         workers: how many keys at once.
+        rest: seconds that a worker rests after work that took so many. What changes meanwhile
+            becomes one piece of work.
         about: what logs say of a key besides its name.
     """
 
@@ -43,11 +45,13 @@ class Controller:
         lost: Callable[[], None],
         *,
         workers: int,
+        rest: Callable[[float], float] = lambda _: 0.0,
         queue: WorkQueue,
         about: Callable[[str], Mapping[str, object]] = lambda _: {},
     ) -> None:
         self.queue, self._about = queue, about
         self._name, self._reconcile, self._lost = name, reconcile, lost
+        self._rest, self._stopped = rest, threading.Event()
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{index}", daemon=True)
             for index in range(workers)
@@ -61,6 +65,7 @@ class Controller:
     def stop(self, grace: float) -> None:
         """Take no more keys and wait until those at hand are done."""
         self.queue.close()
+        self._stopped.set()
         until = time.monotonic() + grace
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
@@ -74,7 +79,9 @@ class Controller:
                         self._one(key, began)
                 finally:
                     self.queue.done(key)
-            WORK_SECONDS.labels(self.queue.name).observe(time.monotonic() - began)
+            took = time.monotonic() - began
+            WORK_SECONDS.labels(self.queue.name).observe(took)
+            self._stopped.wait(self._rest(took))
 
     def _one(self, key: str, began: float) -> None:
         result, wait = "done", 0.0

@@ -53,6 +53,7 @@ class Kind:
         params: selectors.
         slim: whether metadata is all that is asked for.
         keep: fields that are kept; all where none is named.
+        labels: whether labels are kept.
         optional: whether the API server may have no such kind.
     """
 
@@ -61,6 +62,7 @@ class Kind:
     params: Mapping[str, Any] = field(default_factory=dict)
     slim: bool = False
     keep: frozenset[str] = frozenset()
+    labels: bool = True
     optional: bool = False
 
 
@@ -148,7 +150,7 @@ class Informer:
         version = ""
         for page in self._api.pages(self.kind.path, self.kind.params, slim=self.kind.slim):
             self._alive = time.monotonic()
-            items.extend(slim(item, self.kind.keep) for item in page.get("items") or ())
+            items.extend(map(self._slim, page.get("items") or ()))
             version = page["metadata"]["resourceVersion"]
         self._replace(items)
         self._version = version
@@ -182,9 +184,12 @@ class Informer:
             if event["type"] == "DELETED":
                 self._drop(key_of(item))
             elif event["type"] != "BOOKMARK":
-                self._put(slim(item, self.kind.keep))
+                self._put(self._slim(item))
             if self._stop.is_set():
                 return
+
+    def _slim(self, item: Json) -> Json:
+        return slim(item, self.kind.keep, labels=self.kind.labels)
 
     def _put(self, item: Json) -> None:
         old = self.store.put(item)

@@ -4,7 +4,6 @@ Who has a place is decided here too, because it depends on all members at once; 
 reconcile only reads the outcome. A RayService of a pool's name that is not ours is left alone.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 
 from dovetail.api import API_VERSION, HybridDeployment
 from dovetail.errors import Unavailable
+from dovetail.placement import Cloud
 from dovetail.plan import application_name
 from dovetail_operator import applications
 from dovetail_operator.applications import Application
@@ -40,7 +40,6 @@ _KUBERAY: Final = (
 
 TRIED_AGAIN: Final = "It is tried again in ten minutes, and at once when the spec changes."
 _TOO_MANY: Final = 429
-_GATHER, _SHARE = 0.3, 5.0  # seconds at least, and how often as long as the last write took
 _LASTING: Final = 3  # failures in a row that are no hiccup of the API server any more
 _NOBODY: Final = "0" * 64  # no token is known that has this digest
 
@@ -60,11 +59,10 @@ def parse(hybrid: Json) -> HybridDeployment:
 
 @dataclass(slots=True)
 class _Writes:
-    """How writing a pool goes: why it cannot be, failures in a row, and seconds the last took."""
+    """How writing a pool goes: why it cannot be, and failures in a row."""
 
     refused: str | None = None
     failures: int = 0
-    took: float = 0.0
 
 
 class Pools:
@@ -90,7 +88,6 @@ class Pools:
         self._operator_token, self._hybrid = operator_token, hybrid
         self._admitted: dict[str, dict[str, tuple[str, ...]]] = {}
         self._full: dict[str, frozenset[tuple[str, str]]] = {}
-        self._composed: dict[str, Member] = {}
         self._writes: dict[str, _Writes] = {}
 
     def reconcile(self, key: str) -> None:
@@ -140,10 +137,8 @@ class Pools:
             self._tell_refused(key, why)
             return
         if not same(body, found):
-            began = time.monotonic()
             try:
                 self._api.apply(path_of(body), body, seen=found)
-                writes.took = time.monotonic() - began
             except Conflict:
                 raise
             except (ApiError, Unavailable) as error:
@@ -155,14 +150,6 @@ class Pools:
                 raise
         writes.failures = 0
         self._tell_refused(key, None)
-
-    def gather(self, key: str) -> float:
-        """Seconds in which changes of a pool's members become one write.
-
-        No write costs the API server as much as a pool's, so a busy one is asked less often.
-        """
-        writes = self._writes.get(key)
-        return max(_GATHER, _SHARE * writes.took) if writes is not None else _GATHER
 
     def _tell_refused(self, key: str, why: str | None) -> None:
         writes = self._writes[key]
@@ -306,26 +293,25 @@ class Pools:
         ]
 
     def _member(self, hybrid: Json, versions: Sequence[str]) -> Member | None:
+        """What a deployment has in a pool; None for nothing yet.
+
+        Not through its whole spec: one that does not hold (its own condition says so), such as
+        after an upgrade, must not take what serves out of the pool.
+        """
         record = Record.read(self._world.child("ConfigMap", hybrid, "plan"))
         if record is None:
             return None
-        try:
-            deployment = parse(hybrid)
-        except ValidationError:  # its own condition says so; what serves goes on
-            return self._composed.get(key_of(hybrid))
-        plans, tokens = {}, {}
-        for item in deployment.spec.edge.classes:
-            plan = record.plan(item.name)
-            secret = self._world.child("Secret", hybrid, "token", item.name)
-            if plan is not None:  # otherwise the class is new and its own reconcile on the way
-                plans[item.name] = plan
-                tokens[item.name] = _digest(secret)
-        if not plans:  # every class is another one now; its plans are on the way
-            return self._composed.get(key_of(hybrid))
-        created = hybrid["metadata"]["creationTimestamp"]
-        member = Member(deployment.key, created, deployment.spec, versions, plans, tokens)
-        self._composed[member.key] = member
-        return member
+        kept = {name: plan for name in record.plans if (plan := record.plan(name))}
+        named = {item.get("name") for item in hybrid["spec"].get("edge", {}).get("classes", ())}
+        # A class without a plan is new and its own reconcile on the way. Where no class has one,
+        # every class is another one now, and those of before go on until then.
+        plans = {name: plan for name, plan in kept.items() if name in named} or kept
+        if not plans:
+            return None
+        tokens = {
+            name: _digest(self._world.child("Secret", hybrid, "token", name)) for name in plans
+        }
+        return Member(key_of(hybrid), _cloud(hybrid), versions, plans, tokens)
 
     def _remove(self, key: str) -> None:
         found = self._world.stores["RayService"].get(key)
@@ -348,6 +334,14 @@ class Pools:
             if metadata["name"] == dedicated_name(reference["name"]):
                 return owner is None or owner["metadata"]["uid"] == reference["uid"]
         return False
+
+
+def _cloud(hybrid: Json) -> Cloud:
+    """How a deployment's tail is to run; as by default where that does not hold."""
+    try:
+        return Cloud.model_validate(hybrid["spec"].get("cloud", {}))
+    except ValidationError:
+        return Cloud()
 
 
 def _digest(secret: Json | None) -> str:

@@ -12,6 +12,7 @@ import os
 import random
 import threading
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from kubernetes.client import ApiClient
@@ -39,7 +40,8 @@ log = logging.getLogger("dovetail.operator")
 
 LEASE: Final = "dovetail-operator"
 _WORKERS: Final = 12
-_POOL_WORKERS: Final = 4
+_POOL_WORKERS: Final = 2
+_GATHER: Final = 0.3  # seconds in which changes of a pool's members become one write
 _RESYNC: Final = 10 * 3600.0  # seconds
 _GRACE: Final = 5.0  # shorter than the Lease is sure for
 
@@ -61,7 +63,11 @@ class Operator:
         self._api, self._config = Api(client), config
         self._hybrids, self._pools = WorkQueue("hybriddeployment"), WorkQueue("pool")
         self.world = World(
-            self._api, config, namespace, hybrid=self._hybrids.add, pool=self._pool_changed
+            self._api,
+            config,
+            namespace,
+            hybrid=self._hybrids.add,
+            pool=partial(self._pools.add_after, seconds=_GATHER),
         )
         path = collection("Lease", config.namespace)
         self.lease = Lease(self._api, path, LEASE, identity, terms, owner=self._release)
@@ -70,7 +76,6 @@ class Operator:
         self._ended = threading.Event()
         self._stop: list[Controller] = []
         self._mover: Mover | None = None
-        self._placed: Pools | None = None
 
     def run(self) -> int:
         """Run until stopped; returns the exit code."""
@@ -93,10 +98,6 @@ class Operator:
         """Let `run` return once the work at hand is done."""
         self.lease.stop()
 
-    def _pool_changed(self, key: str) -> None:
-        wait = self._placed.gather(key) if self._placed is not None else 0.0
-        self._pools.add_after(key, wait)
-
     def _lead(self) -> None:
         """Begin to write; called once, when the Lease is held."""
         threading.Thread(target=self._work, name="work", daemon=True).start()
@@ -116,7 +117,7 @@ class Operator:
         token = ledger_token(api, release)
         hands, events = Hands(), Events(api, self._identity)
         digest = hashlib.sha256(token.encode()).hexdigest()
-        pools = self._placed = Pools(api, self.world, release, digest, self._hybrids.add)
+        pools = Pools(api, self.world, release, digest, self._hybrids.add)
         self._mover = Mover(self.world, hands, Ledger(token), self._hybrids.add)
         reconciler = Reconciler(
             api,
@@ -128,7 +129,16 @@ class Operator:
             reporter=Reporter(api, events),
             trust=self._trust,
         )
-        self._stop = [
+        self._stop = self._controllers(reconciler, pools)
+        self.world.everything()
+        for controller in self._stop:
+            controller.start()
+        self._trust.watch(self.world.everything)
+        threading.Thread(target=self._resync, name="resync", daemon=True).start()
+        self._mover.run(pools)
+
+    def _controllers(self, reconciler: Reconciler, pools: Pools) -> list[Controller]:
+        return [
             Controller(
                 "hybriddeployment",
                 reconciler.reconcile,
@@ -138,15 +148,14 @@ class Operator:
                 about=self._known,
             ),
             Controller(
-                "pool", pools.reconcile, self._lost, workers=_POOL_WORKERS, queue=self._pools
+                "pool",
+                pools.reconcile,
+                self._lost,
+                workers=_POOL_WORKERS,
+                rest=_rest,
+                queue=self._pools,
             ),
         ]
-        self.world.everything()
-        for controller in self._stop:
-            controller.start()
-        self._trust.watch(self.world.everything)
-        threading.Thread(target=self._resync, name="resync", daemon=True).start()
-        self._mover.run(pools)
 
     def _release(self) -> Json:
         """The ConfigMap of the release, with which all goes that the operator made for itself."""
@@ -166,6 +175,15 @@ class Operator:
     def _lost(self) -> None:
         log.error("the Lease is lost; ending")
         os._exit(1)
+
+
+def _rest(took: float) -> float:
+    """How long a worker of pools rests after `took` seconds of work.
+
+    No write costs the API server as much as a pool's. So at most a tenth of a worker's time goes
+    into it, and a slow API server is asked less; not for long, as it may have been away.
+    """
+    return min(10.0 * took, 5.0)
 
 
 def ledger_token(api: Api, release: Json) -> str:

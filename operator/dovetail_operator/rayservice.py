@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from dovetail.api import Spec
+from dovetail.placement import Cloud
 from dovetail.plan import Plan
 from dovetail.pool import SERVE_ENVIRONMENT, LedgerApp, Replicas, TailApp, serve_config
 from dovetail.telemetry import ENDPOINT_VARIABLE
@@ -65,16 +65,14 @@ class Member:
 
     Attributes:
         key: `<namespace>/<name>`.
-        created: when it was created, RFC 3339.
-        spec: what it wants.
+        cloud: how its tail is to run.
         versions: bundles of it that are served beside one another.
         plans: its plans by class; the tail of every version hands out the same.
         tokens: device class -> sha256 hex of its bearer token.
     """
 
     key: str
-    created: str
-    spec: Spec
+    cloud: Cloud
     versions: Sequence[str]
     plans: Mapping[str, Plan]
     tokens: Mapping[str, str] = field(default_factory=dict)
@@ -181,7 +179,7 @@ def too_large(service: Json) -> str | None:
 
 
 def _tail(member: Member, digest: str, config: Config) -> TailApp:
-    cloud = member.spec.cloud
+    cloud = member.cloud
     return TailApp(
         deployment=member.key,
         bundle=f"{config.cache}/bundles/{digest.removeprefix('sha256:')}",

@@ -1,10 +1,12 @@
 """What the cluster holds, as last seen: objects by key, found again by index.
 
 An informer writes it, reconcilers read it; nobody asks the API server for what is here. Objects
-are slimmed before they are kept: `managedFields` alone is often more than half of an object. An
-object in the store is never changed in place, so readers need no copy.
+are slimmed before they are kept: `managedFields` alone is often more than half of an object, and of
+the rest more than half is names of fields, labels, owners and reasons, which are kept once for all
+objects. An object in the store is never changed in place, so readers need no copy.
 """
 
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -23,14 +25,33 @@ def key_of(item: Mapping[str, Any]) -> str:
     return f"{metadata.get('namespace', '')}/{metadata['name']}"
 
 
-def slim(item: Json, keep: frozenset[str] = frozenset()) -> Json:
-    """The object without what nobody here reads; of its other fields those named, if any are."""
-    metadata = {key: value for key, value in item["metadata"].items() if key != "managedFields"}
+def slim(item: Json, keep: frozenset[str] = frozenset(), *, labels: bool = True) -> Json:
+    """The object without what nobody here reads, and with equal strings kept once.
+
+    Args:
+        item: the object.
+        keep: the fields that are kept beside the metadata; all where none is named.
+        labels: whether its labels are kept.
+    """
+    metadata = dict(item["metadata"])
+    metadata.pop("managedFields", None)
+    if not labels:
+        metadata.pop("labels", None)
     if _LAST_APPLIED in metadata.get("annotations", {}):
         kept = {k: v for k, v in metadata["annotations"].items() if k != _LAST_APPLIED}
         metadata["annotations"] = kept
-    kept_fields = {key: value for key, value in item.items() if not keep or key in keep}
-    return {**kept_fields, "metadata": metadata}
+    fields = {key: value for key, value in item.items() if not keep or key in keep}
+    slimmed: Json = _shared({**fields, "metadata": metadata})
+    return slimmed
+
+
+def _shared(value: Any) -> Any:
+    """The same, with every string the very one that equal ones are."""
+    if isinstance(value, dict):
+        return {sys.intern(key): _shared(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_shared(item) for item in value]
+    return sys.intern(value) if isinstance(value, str) else value
 
 
 class Store:

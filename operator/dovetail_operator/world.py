@@ -3,7 +3,7 @@
 What is watched is what is needed to decide: of what the operator itself writes, only objects with
 its label; of Secrets, Services and earlier versions, only metadata; of Jobs, DaemonSets and
 RayServices, no spec, because whether they must be written is told by the digest in their
-annotations.
+annotations; of no child its labels.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -104,9 +104,10 @@ class World:
         for kind in CHILDREN:
             keep = _STATUS if kind in ("Job", "DaemonSet") else frozenset[str]()
             path = collection(kind, namespace)
+            plural, slim = path.rsplit("/", 1)[1], kind in _SLIM
             kinds.append(
                 (
-                    Kind(path.rsplit("/", 1)[1], path, selector, kind in _SLIM, keep),
+                    Kind(plural, path, selector, slim=slim, keep=keep, labels=False),
                     partial(self._child_changed, kind in _IN_POOLS),
                 )
             )

@@ -12,6 +12,7 @@ from tests.kube.apiserver import running
 from tests.kube.binaries import find
 from tests.kube.cluster import CHILDREN, RAYS, Cluster
 from tests.kube.controllers import JOBS, finish, merge, serve
+from tests.kube.kuberay import ray_service_definition
 from tests.kube.operators import configuration, install, operator, until
 
 from dovetail.crd import render
@@ -397,6 +398,7 @@ def older(tmp_path):
         pytest.skip(str(error))
     with running(tmp_path / "older", etcd, program) as server:
         server.define(definition)
+        server.define(yaml.safe_load(ray_service_definition().read_text()))
         install(server)
         yield server
 
@@ -419,6 +421,38 @@ def test_a_resource_that_an_older_definition_admitted_is_reported_and_can_be_men
         assert cluster.wait("Degraded", "AsExpected")["status"] == "False"
         assert cluster.job()
         assert process.process.poll() is None
+
+
+def test_what_serves_stays_in_its_pool_though_its_spec_does_not_hold_any_more(
+    older, registry, made, tmp_path
+):
+    """Verify that an operator that begins, as after an upgrade, takes no tail out for it."""
+    cluster = Cluster(older, "older")
+    cloud = {"threads": 3, "replicas": {"min": 1, "max": 2}}
+    with operator(older, tmp_path, configuration(registry)):
+        cluster.create(cloud=cloud)
+        finish(older, cluster.job(), made)
+        cluster.serving()
+        cluster.create("other")  # makes the pool be composed anew once it goes
+    before = cluster.serve_config()
+    cluster.patch(objective={"quantile": 7})
+
+    with operator(older, tmp_path, configuration(registry)):
+        cluster.wait("Degraded", "InvalidSpec")
+        jobs = until(lambda: len(cluster.items(JOBS)) == 2 and cluster.items(JOBS), "the other's")
+        other = next(job for job in jobs if job["metadata"]["name"].startswith("other-"))
+        finish(older, other, made)
+
+        after = until(lambda: _more(before, cluster.serve_config()), "the other's tail")
+
+    tails = {item["name"]: item for item in after["applications"]}
+    (mine,) = [item for item in before["applications"] if item["name"].startswith("older--page")]
+    assert tails[mine["name"]] == mine
+    assert mine["args"]["threads"] == 3
+
+
+def _more(before, after):
+    return after if len(after["applications"]) > len(before["applications"]) else None
 
 
 def test_a_registry_that_is_away_is_reported_and_asked_again(hybrid, made, tmp_path):

@@ -1,6 +1,7 @@
 """The device: what it loads, what it learns of itself, and how it is made slow."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,8 +100,6 @@ def test_a_plan_of_another_class_or_deployment_is_refused(
 def test_a_plan_whose_rung_is_cut_elsewhere_is_refused(tiny: TinyBundle) -> None:
     """The same id at another cut would send other tensors than the tail expects."""
     plan = tiny.plan("cut1")
-    moved = tuple(
-        rung.model_copy(update={"cut": 2}) if rung.id == "cut1" else rung for rung in plan.ladder
-    )
+    moved = tuple(replace(rung, cut=2) if rung.id == "cut1" else rung for rung in plan.ladder)
     with pytest.raises(BundleError, match="cut1"):
         check(plan.model_copy(update={"ladder": moved}), tiny.bundle, plan)

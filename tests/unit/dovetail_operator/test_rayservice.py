@@ -2,8 +2,8 @@
 
 import pytest
 
-from dovetail.api import parse_manifest
 from dovetail.ladder import RungCost
+from dovetail.placement import Cloud
 from dovetail.plan import Plan
 from dovetail_operator.config import Config
 from dovetail_operator.rayservice import Member, ray_service, too_large
@@ -22,12 +22,6 @@ CONFIG = Config.model_validate(
 
 def member(index):
     """A deployment with a class of four rungs."""
-    document = {
-        "apiVersion": "dovetail.dev/v1alpha1",
-        "kind": "HybridDeployment",
-        "metadata": {"name": f"m{index}"},
-        "spec": {"model": {"uri": "https://models.example/page.onnx"}},
-    }
     ladder = tuple(
         RungCost(
             id=name,
@@ -50,8 +44,8 @@ def member(index):
         default="edge",
         ladder=ladder,
     )
-    spec = parse_manifest(document, "test").spec
-    return Member(f"default/m{index}", "", spec, (DIGEST,), {"camera": plan}, {"camera": "0" * 64})
+    tokens = {"camera": "0" * 64}
+    return Member(f"default/m{index}", Cloud(), (DIGEST,), {"camera": plan}, tokens)
 
 
 @pytest.mark.parametrize(("count", "fits"), [(100, True), (2000, False)])

@@ -1,5 +1,7 @@
 """The store and its indexes."""
 
+import json
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,3 +49,23 @@ def test_what_nobody_reads_is_not_kept():
 
     assert kept == {"metadata": {"name": "a", "annotations": {"mine": "y"}}, "status": {}}
     assert "managedFields" in whole["metadata"]
+
+
+def test_what_is_equal_in_many_objects_is_kept_once():
+    """Verify that objects read one by one share their strings, and that labels may be left out."""
+
+    def read(name):
+        text = json.dumps(
+            {
+                "metadata": {"name": name, "labels": {"app": "x"}, "owners": [{"uid": "u 1"}]},
+                "data": {"ca.crt": "-----BEGIN " + "A" * 2000},
+            }
+        )
+        return slim(json.loads(text), labels=False)
+
+    one, other = read("a"), read("b")
+
+    assert one["data"]["ca.crt"] is other["data"]["ca.crt"]
+    assert one["metadata"]["owners"][0]["uid"] is other["metadata"]["owners"][0]["uid"]
+    assert list(map(id, one["metadata"])) == list(map(id, other["metadata"]))
+    assert one["metadata"] == {"name": "a", "owners": [{"uid": "u 1"}]}
