@@ -18,11 +18,9 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from dovetail.bundle import (
-    Affine,
     Bundle,
     BundleConfig,
     BundleWriter,
-    Image,
     ModelInfo,
     RungSpec,
     Segment,
@@ -30,6 +28,7 @@ from dovetail.bundle import (
     rung_id,
 )
 from dovetail.codecs import CodecSet
+from dovetail.encoding import Affine, Image
 from dovetail.ladder import CodecCost, CostProfile, Ladder
 from dovetail.layout import canonical_json, digest_of
 from dovetail.plan import Plan

@@ -7,7 +7,7 @@ import typer
 from pydantic import ValidationError
 
 from dovetail.api import Quality
-from dovetail.bundle import Image
+from dovetail.encoding import Image
 
 if TYPE_CHECKING:
     from dovetail_partitioner.partition import Options

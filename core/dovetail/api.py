@@ -15,8 +15,8 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 import yaml
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError, WithJsonSchema
 
-from dovetail.bundle import Image
 from dovetail.codecs import ACTIVATION_FAMILIES, IMAGE_FAMILIES, INPUT_FAMILIES
+from dovetail.encoding import Image
 from dovetail.errors import ManifestError
 from dovetail.placement import Cloud, Edge, Label
 from dovetail.plan import Privacy

@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
+from dovetail.encoding import Affine, Image, image_problem
 from dovetail.errors import BundleError, UnknownRung
 from dovetail.layout import (
     Digest,
@@ -39,32 +40,6 @@ ARTIFACT_TYPE = "application/vnd.dovetail.bundle.v1"
 CONFIG_TYPE = "application/vnd.dovetail.bundle.config.v1+json"
 BLOB_TYPE = "application/vnd.dovetail.bundle.blob.v1"
 FORMAT: Final = "dovetail.dev/bundle.v1"
-
-_LEAST_SCALE = 1e-30  # its inverse is still a float32
-_MOST_ZERO = 1 << 22  # beyond it float32 has no half steps left to round
-
-
-class Image(Document):
-    """How an input tensor was made from 8-bit pixels: `x = (pixel * scale - mean) / std`.
-
-    Attributes:
-        input: name of the input tensor.
-        layout: order of its axes; C is 1 or 3 (RGB).
-        scale: factor on the pixel value, often 1/255.
-        mean: per channel, in scaled units.
-        std: per channel, in scaled units.
-    """
-
-    input: str
-    layout: Literal["NCHW", "NHWC"] = "NCHW"
-    scale: float = 1.0 / 255.0
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-
-    def fits(self, channels: int | str) -> bool:
-        """Whether the figures can be undone, for that many channels."""
-        counts = {len(self.mean), len(self.std)}
-        return channels in (1, 3) and counts <= {1, channels} and 0 not in (*self.std, self.scale)
 
 
 class ModelInfo(Document):
@@ -111,30 +86,6 @@ class WeightGroup(Document):
     segments: tuple[int, ...]
     initializers: Digest
     data: Digest | None = None
-
-
-class Affine(Document):
-    """Calibrated affine quantisation of one tensor: `real = scale[c] * (code - zero[c])`.
-
-    Attributes:
-        axis: channel axis; None for one scale over the whole tensor.
-        scale: one value a channel, float32.
-        zero: one value a channel: the code that stands for 0.0.
-    """
-
-    axis: int | None
-    scale: tuple[float, ...]
-    zero: tuple[int, ...]
-
-    def fits(self, shape: Sequence[int | str]) -> bool:
-        """Whether the table has one usable scale and zero a channel of a tensor of that shape."""
-        if self.axis is None:
-            count: int | str = 1
-        else:
-            count = shape[self.axis] if 0 <= self.axis < len(shape) else 0
-        usable = all(_LEAST_SCALE <= scale <= 1 / _LEAST_SCALE for scale in self.scale)
-        bounded = all(abs(zero) <= _MOST_ZERO for zero in self.zero)
-        return len(self.scale) == count == len(self.zero) and usable and bounded
 
 
 class RungSpec(Document):
@@ -374,16 +325,6 @@ def _rung_problems(config: BundleConfig) -> Iterator[str]:
     for rung in config.rungs:
         if not 0 <= rung.cut <= count or rung.id != rung_id(rung.cut, rung.codec, count):
             yield f"rung {rung.id!r} is not cut {rung.cut} of {count} segments with {rung.codec!r}"
-
-
-def image_problem(image: Image, inputs: Sequence[TensorSpec]) -> str | None:
-    """Why an image declaration does not fit a model's inputs; None where it does."""
-    spec = next((one for one in inputs if one.name == image.input), None)
-    if spec is None or spec.dtype not in FLOATS or len(spec.shape) != 4:
-        return f"the image {image.input!r} is not a float input of rank 4"
-    if not image.fits(spec.shape[1] if image.layout == "NCHW" else spec.shape[3]):
-        return f"the image's scale, mean and std do not fit input {image.input!r}"
-    return None
 
 
 def _codec_problems(config: BundleConfig) -> Iterator[str]:

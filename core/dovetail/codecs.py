@@ -29,7 +29,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from dovetail.bundle import Affine, BundleConfig, Image
+from dovetail.bundle import BundleConfig
+from dovetail.encoding import Affine, Image
 from dovetail.errors import InvalidTensor, MissingTool, UnknownRung
 from dovetail.tensor import FLOATS, Array, Buffer, TensorSpec, dtype_name, from_bytes
 from dovetail.wire import WireTensor, shape_of

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dovetail.bundle import Affine, BundleConfig
+from dovetail.bundle import BundleConfig
+from dovetail.encoding import Affine
 from dovetail.runtime import SegmentRuntime
 from dovetail.tensor import FLOATS, Array, TensorSpec
 from dovetail_partitioner.progress import Report

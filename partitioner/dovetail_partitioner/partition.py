@@ -24,14 +24,13 @@ from dovetail.bundle import (
     Bundle,
     BundleConfig,
     BundleWriter,
-    Image,
     ModelInfo,
     RungSpec,
     Segment,
     WeightGroup,
     check_config,
-    image_problem,
 )
+from dovetail.encoding import Image, image_problem
 from dovetail.errors import BundleError, ManifestError
 from dovetail.ladder import CostProfile, Ladder
 from dovetail.layout import canonical_json

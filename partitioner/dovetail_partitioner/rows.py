@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dovetail.bundle import Image
+from dovetail.encoding import Image
 from dovetail.errors import CalibrationError, DovetailError, InvalidTensor
 from dovetail.npz import read_npz
 from dovetail.tensor import FLOATS, Array, TensorSpec

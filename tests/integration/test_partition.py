@@ -11,7 +11,8 @@ from onnx import helper, numpy_helper
 from tests.tiny_bundle import rows, write_tiny_bundle
 
 from dovetail.api import Quality
-from dovetail.bundle import Bundle, BundleConfig, BundleWriter, Image
+from dovetail.bundle import Bundle, BundleConfig, BundleWriter
+from dovetail.encoding import Image
 from dovetail.errors import (
     BundleCorrupt,
     BundleError,

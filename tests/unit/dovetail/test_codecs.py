@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image as Pillow
 
-from dovetail.bundle import Affine, BundleConfig, Image, ModelInfo, Segment
+from dovetail.bundle import BundleConfig, ModelInfo, Segment
 from dovetail.codecs import CodecSet
+from dovetail.encoding import Affine, Image
 from dovetail.errors import InvalidTensor, RequestError, UnknownRung
 from dovetail.layout import digest_of
 from dovetail.tensor import TensorSpec

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tests.tiny_bundle import TinyBundle, rows, segments_of, write_tiny_bundle
 
-from dovetail.bundle import Affine
 from dovetail.codecs import CodecSet
+from dovetail.encoding import Affine
 from dovetail.tensor import Array
 from dovetail_partitioner import calibrate
 from dovetail_partitioner.calibrate import Tables, Walks, fit_tables, walk

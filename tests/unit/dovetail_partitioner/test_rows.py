@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dovetail.bundle import Image
+from dovetail.encoding import Image
 from dovetail.errors import CalibrationError, ModelError
 from dovetail.tensor import Array, TensorSpec
 from dovetail_partitioner.rows import (
