@@ -129,7 +129,7 @@ def _dovetail(path: Path, folder: Path, feed: Feed, whole: Feed) -> tuple[Outcom
     shutil.rmtree(scratch)
     bundle = Bundle(folder)
     count = len(bundle.config.segments)
-    runtime = SegmentRuntime(bundle, range(count + 1), optimize=False)
+    runtime = SegmentRuntime(bundle, range(count + 1), optimize=False, whole=False)
     answers, _ = runtime.run(feed, 0, count)
     return Outcome(count, took, _size(folder), _error(answers, whole)), bundle
 

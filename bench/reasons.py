@@ -8,7 +8,7 @@ _REASONS: Final = {
         A boundary costs a call into ONNX Runtime, some 0.1 ms, and the fusions it parts; a network
         that takes 5 ms in all feels five of them. Fewer segments would keep the bound and lose
         rungs that win somewhere. A rung's cost includes it, so nothing is chosen by a figure that
-        leaves it out.""",
+        leaves it out; requests that are not cut do not pay it (ADR 0012).""",
     "added latency": """
         The empty handler does next to nothing in Python. The tail takes some 0.2 ms to route a
         call and to read and check its message (what `network` has above the empty handler), and

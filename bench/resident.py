@@ -1,4 +1,4 @@
-"""`python -m bench.resident whole|segments PATH NAME`: what a loaded model keeps resident.
+"""`python -m bench.resident whole|loaded PATH NAME`: what a loaded model keeps resident.
 
 A process of its own, so that what one variant leaves behind cannot count for the other. Prints the
 megabytes that loading and answering added to what the process had before.
@@ -34,6 +34,9 @@ def main() -> int:
         runtime = SegmentRuntime(bundle, range(count + 1))
         for _ in range(_ANSWERS):
             runtime.run(row, 0, count)
+            live = row
+            for index in range(count):
+                live, _ = runtime.run(live, index, index + 1)
     print(json.dumps({"mb": (process.memory_info().rss - before) / 1e6}))
     return 0
 

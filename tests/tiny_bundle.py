@@ -329,5 +329,5 @@ def _measured(config: BundleConfig, seen: dict[str, Array]) -> tuple[RungSpec, .
 
 
 def segments_of(tiny: TinyBundle, *, optimize: bool = False) -> SegmentRuntime:
-    """All segments, loaded one by one."""
-    return SegmentRuntime(tiny.bundle, (0, 1, 2, 3), optimize=optimize)
+    """All segments, loaded one by one, and nothing else."""
+    return SegmentRuntime(tiny.bundle, (0, 1, 2, 3), optimize=optimize, whole=False)

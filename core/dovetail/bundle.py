@@ -42,6 +42,9 @@ BLOB_TYPE = "application/vnd.dovetail.bundle.blob.v1"
 FORMAT: Final = "dovetail.dev/bundle.v1"
 
 
+_SEGMENT_BYTES: Final = 3_000_000  # what a segment may cost in memory beside the model
+
+
 class ModelInfo(Document):
     """The model the bundle was made from.
 
@@ -143,6 +146,17 @@ class BundleConfig(Document):
     affine: Mapping[str, Mapping[str, Affine]] = {}
     rungs: tuple[RungSpec, ...]
     proof: Digest
+
+    @property
+    def keeps_whole(self) -> bool:
+        """Whether runtimes load the uncut network beside its segments, for what is not cut.
+
+        A boundary hides fusions from ONNX Runtime and costs a call, which a network of few
+        milliseconds feels. Such a network is small: one that fits into what its segments may take
+        anyway is loaded twice.
+        """
+        count = len(self.segments)
+        return count > 1 and self.model.weight_bytes <= count * _SEGMENT_BYTES
 
     def crossing(self, cut: int) -> tuple[str, ...]:
         """Tensors that cross at `cut`, in a fixed order; none for the edge rung.

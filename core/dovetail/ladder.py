@@ -145,6 +145,11 @@ class Ladder(Document):
                 f"the cost profile has times for {len(costs.segments)} segments, the bundle has "
                 f"{len(config.segments)}; measure again with `dovetail partition`"
             )
+
+        def seconds(first: int, last: int) -> float:
+            uncut = config.keeps_whole and (first, last) == (0, len(config.segments))
+            return costs.whole if uncut else sum(costs.segments[first:last])
+
         rungs = []
         for rung in config.rungs:
             codec = costs.codecs.get(rung.id, CodecCost(encode=0.0, decode=0.0))
@@ -153,10 +158,10 @@ class Ladder(Document):
                     id=rung.id,
                     cut=rung.cut,
                     codec=rung.codec,
-                    head=sum(costs.segments[: rung.cut]),
+                    head=seconds(0, rung.cut),
                     encode=codec.encode,
                     decode=codec.decode,
-                    tail=sum(costs.segments[rung.cut :]),
+                    tail=seconds(rung.cut, len(config.segments)),
                     bytes_up=rung.bytes_up,
                     bytes_down=rung.bytes_down,
                 )

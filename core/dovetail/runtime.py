@@ -3,9 +3,10 @@
 Segments, not head/tail pairs, are what both sides keep loaded: every rung is then resident at
 about the model's own memory, and a move loads nothing. Cutting costs some time (a boundary hides
 fusions from ONNX Runtime), so neighbours that no allowed rung separates are joined into one
-session. Joining needs no onnx package: a protobuf message that is repeated is merged with itself,
-so a model is its header, the node fragments and weight fragments of the range, and the range's
-inputs and outputs, one behind the other.
+session, and the whole of a small network is loaded beside its segments, for requests that are not
+cut at all (ADR 0012). Joining needs no onnx package: a protobuf message that is repeated is merged
+with itself, so a model is its header, the node fragments and weight fragments of the range, and the
+range's inputs and outputs, one behind the other.
 
 Weights are external data in the bundle's blob folder, which ONNX Runtime maps; two sessions that
 use one weight map the same pages. Activations come from one arena that all sessions share. With one
@@ -127,8 +128,15 @@ class SegmentRuntime:
         last: one past the last segment to load; None for all.
         threads: intra-op threads of each session.
         optimize: graph optimisation, on except where bits are compared.
+        whole: whether the uncut network may be loaded beside its segments; not where it is the
+            segments that are looked at.
         pace: called with the seconds a unit took, after it ran; a simulated slow device waits
             there. None where nothing is simulated.
+
+    Attributes:
+        config: the bundle's description.
+        units: what is loaded, in order of execution.
+        whole: the uncut network beside them; None where it is not loaded.
 
     Raises:
         BundleCorrupt: a blob does not have the digest it is named by.
@@ -144,6 +152,7 @@ class SegmentRuntime:
         last: int | None = None,
         threads: int = 1,
         optimize: bool = True,
+        whole: bool = True,
         pace: Callable[[float], None] | None = None,
     ) -> None:
         self.config = bundle.config
@@ -155,6 +164,9 @@ class SegmentRuntime:
         self.units = tuple(
             _load(bundle, options, begin, end) for begin, end in itertools.pairwise(edges)
         )
+        everything = (first, stop) == (0, len(bundle.config.segments)) and len(self.units) > 1
+        beside = whole and everything and bundle.config.keeps_whole
+        self.whole = _load(bundle, options, first, stop) if beside else None
         self._pace = pace
         self._readers = _last_readers(self.config)
 
@@ -189,6 +201,8 @@ class SegmentRuntime:
         return live, clock() - begin
 
     def _between(self, start: int, stop: int) -> Iterable[Unit]:
+        if self.whole is not None and (start, stop) == (self.whole.first, self.whole.last):
+            return [self.whole]
         units = [unit for unit in self.units if start <= unit.first and unit.last <= stop]
         covered = sum(unit.last - unit.first for unit in units)
         if covered != stop - start:

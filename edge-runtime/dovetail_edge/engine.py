@@ -29,7 +29,7 @@ import numpy as np
 from dovetail.bundle import Bundle
 from dovetail.codecs import CodecSet
 from dovetail.errors import InvalidTensor
-from dovetail.runtime import SegmentRuntime
+from dovetail.runtime import SegmentRuntime, Unit
 from dovetail.tensor import Array, TensorSpec
 from dovetail.wire import WireTensor
 
@@ -52,6 +52,9 @@ class Smoothed:
             return
         self.spread += _SPREAD_GAIN * (abs(seconds - self.mean) - self.spread)
         self.mean += _GAIN * (seconds - self.mean)
+
+
+Step = tuple[Unit, Smoothed]
 
 
 class Engine:
@@ -101,6 +104,7 @@ class Engine:
         self._device = threading.Lock()
         self._callers: deque[None] = deque()
         self._expected = {unit.first: Smoothed() for unit in self._runtime.units}
+        self._uncut = Smoothed()  # of the whole, where it is loaded beside its segments
         self._warm_up()
 
     def run(
@@ -122,14 +126,7 @@ class Engine:
         """
         if start == stop:
             return dict(env), 0.0
-        live, total = dict(env), 0.0
-        with self._turn():
-            for unit in self._runtime.units:
-                if start <= unit.first and unit.last <= stop:
-                    live, seconds = self._runtime.run(live, unit.first, unit.last)
-                    self._expected[unit.first].add(seconds / rows)
-                    total += seconds
-        return live, total
+        return self._through(self._steps(start, stop), env, rows)
 
     def prepare(self, codec: str, names: tuple[str, ...]) -> None:
         """Encode zeros once, so that no request waits for a codec's first use, or fails in it.
@@ -160,14 +157,39 @@ class Engine:
 
         Callers that wait for the device are counted as if each had as much to do.
         """
-        ahead = [e for first, e in self._expected.items() if first >= cut]
+        ahead = [expected for _, expected in self._steps(cut, self.segments)]
         mean = sum(e.mean for e in ahead) * rows * (1 + len(self._callers))
         return mean, 4 * sum(e.spread for e in ahead) * rows
 
     def head(self, cut: int) -> float:
         """Seconds that the segments before `cut` take for one row; 0 where not measured yet."""
-        ends = {unit.first: unit.last for unit in self._runtime.units}
-        return sum(e.mean for first, e in self._expected.items() if ends[first] <= cut)
+        return sum(expected.mean for _, expected in self._steps(0, cut))
+
+    def _steps(self, start: int, stop: int) -> list[Step]:
+        """What runs between two cuts: the whole where it is loaded and all is asked for."""
+        whole = self._runtime.whole
+        if whole is not None and (start, stop) == (whole.first, whole.last):
+            return [(whole, self._uncut)]
+        return self._apart(start, stop)
+
+    def _apart(self, start: int, stop: int) -> list[Step]:
+        return [
+            (unit, self._expected[unit.first])
+            for unit in self._runtime.units
+            if start <= unit.first and unit.last <= stop
+        ]
+
+    def _through(
+        self, steps: Iterable[Step], env: Mapping[str, Array], rows: int
+    ) -> tuple[dict[str, Array], float]:
+        """Run units one after the other, and learn what they take."""
+        live, total = dict(env), 0.0
+        with self._turn():
+            for unit, expected in steps:
+                live, seconds = self._runtime.run(live, unit.first, unit.last)
+                expected.add(seconds / rows)
+                total += seconds
+        return live, total
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -189,14 +211,15 @@ class Engine:
         """Run on zeros: the first run allocates, and a deadline needs a first estimate."""
         if not self._runtime.units:
             return  # everything runs in the cloud
-        env = _zeros(self._runtime.config.inputs)
+        env, last = _zeros(self._runtime.config.inputs), self._runtime.units[-1].last
         for _ in range(2):  # the first is slower than any later one
-            for expected in self._expected.values():
-                expected.seen = False
-            try:
-                self.run(env, 0, self._runtime.units[-1].last, 1)
-            except InvalidTensor:
-                return  # a model may refuse zeros; its first request is the first estimate
+            for steps in (self._apart(0, last), self._steps(0, last)):
+                for _, expected in steps:
+                    expected.seen = False
+                try:
+                    self._through(steps, env, 1)
+                except InvalidTensor:
+                    return  # a model may refuse zeros; its first request is the first estimate
 
 
 def _zeros(specs: Iterable[TensorSpec]) -> dict[str, Array]:

@@ -96,7 +96,7 @@ def measure_ops(
 def measure_segments(bundle: Bundle, row: Row, *, threads: int, report: Report) -> list[float]:
     """Seconds of each segment, batch 1, with every cut possible."""
     count = len(bundle.config.segments)
-    runtime = SegmentRuntime(bundle, range(count), threads=threads)
+    runtime = SegmentRuntime(bundle, range(count), threads=threads, whole=False)
     clock = _clock(threads)
 
     def one() -> list[float]:

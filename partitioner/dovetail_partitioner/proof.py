@@ -152,7 +152,7 @@ def prove_cuts(
     wanted = [whole(row) for row in few]
     worst, done = 0.0, itertools.count()
     for where, cuts in ways.items():
-        runtime = SegmentRuntime(bundle, cuts, optimize=False)
+        runtime = SegmentRuntime(bundle, cuts, optimize=False, whole=False)
         for row, want in zip(few, wanted, strict=True):
             report("proving cuts", next(done), len(ways) * count)
             got = _through(bundle.config, runtime, row)

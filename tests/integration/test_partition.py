@@ -156,7 +156,7 @@ def test_a_codec_beyond_quality_is_not_offered_and_the_reason_is_kept(tmp_path: 
     quick = partition(sequence_model(), tmp_path / "quick", options=Options(codecs=codecs))
     # The same cuts, 5 ms a segment: on a slow link a slow device sends its input, as few bytes.
     times = tuple(5e-3 for _ in quick.costs.segments)
-    slow = quick.costs.model_copy(update={"segments": times})
+    slow = quick.costs.model_copy(update={"segments": times, "whole": sum(times)})
     write_costs(tmp_path / "slow.json", slow)
 
     free = partition(

@@ -38,17 +38,19 @@ CONDITIONS = st.builds(
 )
 
 
-def test_a_rung_costs_the_segments_on_each_side_of_its_cut(tiny):
-    """Verify head, tail, codec seconds and bytes of every rung of a bundle."""
-    costs = tiny.costs.model_copy(update={"segments": (1.0, 2.0, 4.0)})
+@pytest.mark.parametrize(("weight_bytes", "uncut"), [(9_000_000, 6.5), (9_000_001, 7.0)])
+def test_a_rung_costs_what_runs_on_each_side_of_its_cut(tiny, weight_bytes, uncut):
+    """Verify segments where there is a cut, and the whole where a small model has none."""
+    costs = tiny.costs.model_copy(update={"segments": (1.0, 2.0, 4.0), "whole": 6.5})
+    model = tiny.bundle.config.model.model_copy(update={"weight_bytes": weight_bytes})
 
-    ladder = Ladder.of(tiny.bundle.config, costs)
+    ladder = Ladder.of(tiny.bundle.config.model_copy(update={"model": model}), costs)
 
     split = {rung.id: (rung.head, rung.tail) for rung in ladder}
-    assert split["cloud"] == (0.0, 7.0)
+    assert split["cloud"] == (0.0, uncut)
     assert split["cut1-int8"] == (1.0, 6.0)
     assert split["cut2"] == (3.0, 4.0)
-    assert split["edge"] == (7.0, 0.0)
+    assert split["edge"] == (uncut, 0.0)
     assert ladder.ids() == tuple(rung.id for rung in tiny.bundle.config.rungs)
     for rung, spec in zip(ladder, tiny.bundle.config.rungs, strict=True):
         assert (rung.bytes_up, rung.bytes_down) == (spec.bytes_up, spec.bytes_down)

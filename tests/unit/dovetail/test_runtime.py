@@ -34,7 +34,7 @@ def same_bits(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None:
 def test_however_units_are_joined_the_answer_is_the_wholes(tiny, cuts, batch):
     """Verify bits, optimisation off, for joined and separate units and for a batch."""
     feed = rows(batch)
-    runtime = SegmentRuntime(tiny.bundle, cuts, optimize=False)
+    runtime = SegmentRuntime(tiny.bundle, cuts, optimize=False, whole=False)
 
     answer, _ = runtime.run(feed, 0, 3)
 
@@ -59,14 +59,38 @@ def test_head_then_tail_is_the_whole_at_every_cut(tiny, cut):
     same_bits({**early, **late}, tiny.whole(feed))
 
 
-def test_optimised_segments_answer_as_the_whole_within_the_promise(tiny):
-    """Verify the 1e-4 of what the user gets, optimisation on."""
+@pytest.mark.parametrize("whole", [True, False])
+def test_optimised_segments_answer_as_the_whole_within_the_promise(tiny, whole):
+    """Verify the 1e-4 of what the user gets, optimisation on, cut or not."""
     feed = rows(4)
+    runtime = SegmentRuntime(tiny.bundle, (1, 2), whole=whole)
 
-    answer, _ = SegmentRuntime(tiny.bundle, (1, 2)).run(feed, 0, 3)
+    answer, _ = runtime.run(feed, 0, 3)
 
+    assert (runtime.whole is not None) == whole
     for name, want in tiny.whole(feed).items():
         assert np.abs(answer[name] - want).max() <= 1e-4 * np.abs(want).max()
+
+
+@pytest.mark.parametrize(
+    ("cuts", "bounds"), [((), {}), ((1, 2), {"first": 1}), ((1, 2), {"last": 2})]
+)
+def test_the_whole_is_loaded_beside_its_segments_only(tiny, cuts, bounds):
+    """Verify that nothing is loaded twice, and nothing that a runtime does not have."""
+    assert SegmentRuntime(tiny.bundle, cuts, **bounds).whole is None
+
+
+def test_a_request_that_is_not_cut_runs_in_one_piece(tiny):
+    """Verify by the pace, which is told of every unit that ran."""
+    ran = []
+    runtime = SegmentRuntime(tiny.bundle, (1, 2), pace=ran.append)
+
+    runtime.run(rows(1), 0, 3)
+    assert len(ran) == 1
+
+    live, _ = runtime.run(rows(1), 0, 2)
+    runtime.run(live, 2, 3)
+    assert len(ran) == 4
 
 
 def test_a_tensor_is_freed_after_its_last_reader(tiny):
@@ -177,7 +201,7 @@ def test_tensors_that_do_not_fit_are_named(tiny):
 def test_a_paced_device_waits_after_each_unit_for_what_the_unit_took(tiny):
     """Verify the openly slow device: called once a unit, counted in the segments' seconds."""
     ticks, waited = itertools.count(), []
-    paced = SegmentRuntime(tiny.bundle, (1, 2), optimize=False, pace=waited.append)
+    paced = SegmentRuntime(tiny.bundle, (1, 2), whole=False, pace=waited.append)
 
     _, seconds = paced.run(rows(1), 0, 3, clock=lambda: float(next(ticks)))
 

@@ -48,6 +48,25 @@ def test_any_way_of_running_the_segments_gives_the_whole_model_s_answer(tiny: Ti
             np.testing.assert_allclose(done[name], want, rtol=1e-4, atol=1e-5)
 
 
+def test_what_an_uncut_request_takes_is_learned_for_itself(tiny: TinyBundle) -> None:
+    """Verify that segments tell nothing of the whole beside them, and the whole nothing of them."""
+    engine = Engine(tiny.bundle, {0, 1, 3}, whole=True)
+    rest, uncut = engine.remaining(1, 1), engine.remaining(0, 1)
+    assert uncut[0] > 0
+    assert rest[0] > 0
+
+    live, _ = engine.run(rows(1), 0, 1, 1)
+    engine.run(live, 1, 3, 1)
+    assert engine.remaining(0, 1) == uncut
+    assert engine.remaining(1, 1) != rest
+
+    rest = engine.remaining(1, 1)
+    engine.run(rows(1), 0, 3, 1)
+    assert engine.remaining(0, 1) != uncut
+    assert engine.remaining(1, 1) == rest
+    assert engine.head(3) == engine.remaining(0, 1)[0]
+
+
 def test_a_slowed_device_is_slower_and_knows_it(tiny: TinyBundle) -> None:
     """What is measured through the slowdown is what predictions are made from."""
     plain = Engine(tiny.bundle, {0, 3}, whole=True)
