@@ -183,7 +183,7 @@ def _rest(took: float) -> float:
     No write costs the API server as much as a pool's. So at most a tenth of a worker's time goes
     into it, and a slow API server is asked less; not for long, as it may have been away.
     """
-    return min(10.0 * took, 5.0)
+    return min(10.0 * took, 2.0)
 
 
 def ledger_token(api: Api, release: Json) -> str:
