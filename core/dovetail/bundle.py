@@ -41,7 +41,6 @@ CONFIG_TYPE = "application/vnd.dovetail.bundle.config.v1+json"
 BLOB_TYPE = "application/vnd.dovetail.bundle.blob.v1"
 FORMAT: Final = "dovetail.dev/bundle.v1"
 
-
 _SEGMENT_BYTES: Final = 3_000_000  # what a segment may cost in memory beside the model
 
 

@@ -16,7 +16,7 @@ cache: half of what cutting cost, up to 5 % of a small network's time at a singl
 
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -36,7 +36,7 @@ _OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
 Clock = Callable[[], float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unit:
     """Neighbouring segments loaded as one session: segments first…last-1."""
 
@@ -190,7 +190,7 @@ class SegmentRuntime:
             ModelLimitExceeded: a segment ran out of memory.
         """
         live, begin = dict(env), clock()
-        for unit in self._between(start, stop):
+        for unit in self._covering(start, stop):
             before = clock()
             results = _run(unit, live)
             live.update(zip(unit.outputs, results, strict=True))
@@ -200,10 +200,14 @@ class SegmentRuntime:
                 self._pace(clock() - before)
         return live, clock() - begin
 
-    def _between(self, start: int, stop: int) -> Iterable[Unit]:
+    def between(self, start: int, stop: int) -> Sequence[Unit]:
+        """What runs of segments start…stop-1, as far as it is loaded, in order of execution."""
         if self.whole is not None and (start, stop) == (self.whole.first, self.whole.last):
-            return [self.whole]
-        units = [unit for unit in self.units if start <= unit.first and unit.last <= stop]
+            return (self.whole,)
+        return tuple(unit for unit in self.units if start <= unit.first and unit.last <= stop)
+
+    def _covering(self, start: int, stop: int) -> Sequence[Unit]:
+        units = self.between(start, stop)
         covered = sum(unit.last - unit.first for unit in units)
         if covered != stop - start:
             loaded = [(unit.first, unit.last) for unit in self.units]

@@ -54,9 +54,6 @@ class Smoothed:
         self.mean += _GAIN * (seconds - self.mean)
 
 
-Step = tuple[Unit, Smoothed]
-
-
 class Engine:
     """A bundle's segments on this device.
 
@@ -103,8 +100,9 @@ class Engine:
         self._codecs = CodecSet(bundle.config)
         self._device = threading.Lock()
         self._callers: deque[None] = deque()
-        self._expected = {unit.first: Smoothed() for unit in self._runtime.units}
-        self._uncut = Smoothed()  # of the whole, where it is loaded beside its segments
+        uncut = self._runtime.whole
+        self._ways = (self._runtime.units, *([(uncut,)] if uncut is not None else []))
+        self._expected = {unit: Smoothed() for way in self._ways for unit in way}
         self._warm_up()
 
     def run(
@@ -126,7 +124,7 @@ class Engine:
         """
         if start == stop:
             return dict(env), 0.0
-        return self._through(self._steps(start, stop), env, rows)
+        return self._through(self._runtime.between(start, stop), env, rows)
 
     def prepare(self, codec: str, names: tuple[str, ...]) -> None:
         """Encode zeros once, so that no request waits for a codec's first use, or fails in it.
@@ -157,37 +155,23 @@ class Engine:
 
         Callers that wait for the device are counted as if each had as much to do.
         """
-        ahead = [expected for _, expected in self._steps(cut, self.segments)]
+        ahead = [self._expected[unit] for unit in self._runtime.between(cut, self.segments)]
         mean = sum(e.mean for e in ahead) * rows * (1 + len(self._callers))
         return mean, 4 * sum(e.spread for e in ahead) * rows
 
     def head(self, cut: int) -> float:
         """Seconds that the segments before `cut` take for one row; 0 where not measured yet."""
-        return sum(expected.mean for _, expected in self._steps(0, cut))
-
-    def _steps(self, start: int, stop: int) -> list[Step]:
-        """What runs between two cuts: the whole where it is loaded and all is asked for."""
-        whole = self._runtime.whole
-        if whole is not None and (start, stop) == (whole.first, whole.last):
-            return [(whole, self._uncut)]
-        return self._apart(start, stop)
-
-    def _apart(self, start: int, stop: int) -> list[Step]:
-        return [
-            (unit, self._expected[unit.first])
-            for unit in self._runtime.units
-            if start <= unit.first and unit.last <= stop
-        ]
+        return sum(self._expected[unit].mean for unit in self._runtime.between(0, cut))
 
     def _through(
-        self, steps: Iterable[Step], env: Mapping[str, Array], rows: int
+        self, units: Iterable[Unit], env: Mapping[str, Array], rows: int
     ) -> tuple[dict[str, Array], float]:
         """Run units one after the other, and learn what they take."""
         live, total = dict(env), 0.0
         with self._turn():
-            for unit, expected in steps:
+            for unit in units:
                 live, seconds = self._runtime.run(live, unit.first, unit.last)
-                expected.add(seconds / rows)
+                self._expected[unit].add(seconds / rows)
                 total += seconds
         return live, total
 
@@ -211,15 +195,15 @@ class Engine:
         """Run on zeros: the first run allocates, and a deadline needs a first estimate."""
         if not self._runtime.units:
             return  # everything runs in the cloud
-        env, last = _zeros(self._runtime.config.inputs), self._runtime.units[-1].last
+        env = _zeros(self._runtime.config.inputs)
         for _ in range(2):  # the first is slower than any later one
-            for steps in (self._apart(0, last), self._steps(0, last)):
-                for _, expected in steps:
-                    expected.seen = False
-                try:
-                    self._through(steps, env, 1)
-                except InvalidTensor:
-                    return  # a model may refuse zeros; its first request is the first estimate
+            for expected in self._expected.values():
+                expected.seen = False
+            try:
+                for units in self._ways:
+                    self._through(units, env, 1)
+            except InvalidTensor:
+                return  # a model may refuse zeros; its first request is the first estimate
 
 
 def _zeros(specs: Iterable[TensorSpec]) -> dict[str, Array]:

@@ -201,7 +201,7 @@ def test_tensors_that_do_not_fit_are_named(tiny):
 def test_a_paced_device_waits_after_each_unit_for_what_the_unit_took(tiny):
     """Verify the openly slow device: called once a unit, counted in the segments' seconds."""
     ticks, waited = itertools.count(), []
-    paced = SegmentRuntime(tiny.bundle, (1, 2), whole=False, pace=waited.append)
+    paced = SegmentRuntime(tiny.bundle, (1, 2), optimize=False, whole=False, pace=waited.append)
 
     _, seconds = paced.run(rows(1), 0, 3, clock=lambda: float(next(ticks)))
 
