@@ -12,6 +12,7 @@ inputs; resident memory at rest afterwards.
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -24,16 +25,15 @@ from dovetail_partitioner.whole import open_session
 _NAMES = (*networks.TRAINED, "magika", "minilm-int8", "silero-vad-sequence", *networks.DRAWN)
 _QUICK = ("page-orientation", "squeezenet", "paraphrase-minilm")
 _MB_A_SEGMENT = 3.0
+_PROMISES = {"segments": "segments: time", "not cut": "a request that is not cut: time"}
 
 
 def run(context: Context) -> Result:
     """Measure every network."""
     names = _QUICK if context.quick else _NAMES
     rounds = 15 if context.quick else 60
-    pairs: list[tuple[Floats, Floats]] = []
-    uncut_pairs: list[tuple[Floats, Floats]] = []
-    times: dict[str, Interval] = {}
-    uncut_times: dict[str, Interval] = {}
+    pairs: dict[str, list[tuple[Floats, Floats]]] = {kind: [] for kind in _PROMISES}
+    times: dict[str, dict[str, Interval]] = {kind: {} for kind in _PROMISES}
     memory: dict[str, stats.Samples] = {}
     counts: dict[str, int] = {}
     rows = []
@@ -43,10 +43,9 @@ def run(context: Context) -> Result:
         context.say(f"{name}: {len(cut.bundle.config.segments)} segments, timing")
         found = _timing(cut, rounds)
         uncut = min(("whole", "joined"), key=lambda kind: stats.median(found[kind]))
-        pairs.append((found["segments"], found[uncut]))
-        uncut_pairs.append((found["not cut"], found[uncut]))
-        times[name] = stats.ratio(found["segments"], found[uncut])
-        uncut_times[name] = stats.ratio(found["not cut"], found[uncut])
+        for kind in _PROMISES:
+            pairs[kind].append((found[kind], found[uncut]))
+            times[kind][name] = stats.ratio(found[kind], found[uncut])
         memory[name] = _memory(cut, 3 if context.quick else 5)
         whole, parts = (stats.median(memory[name][kind]) for kind in ("whole", "loaded"))
         count = counts[name] = len(cut.bundle.config.segments)
@@ -57,8 +56,7 @@ def run(context: Context) -> Result:
                 stats.median(found["whole"]) * 1e3,
                 stats.median(found["joined"]) * 1e3,
                 stats.median(found["segments"]) * 1e3,
-                _ratio(times[name]),
-                _ratio(uncut_times[name]),
+                *(_ratio(times[kind][name]) for kind in _PROMISES),
                 whole,
                 parts,
                 (parts - _MB_A_SEGMENT * count) / whole,
@@ -70,39 +68,20 @@ def run(context: Context) -> Result:
         (*columns, "file MB", "loaded MB", "(loaded - 3 MB each) / file"),
         tuple(rows),
     )
-    slowest, slowest_uncut = (
-        max(found, key=lambda name: found[name].value) for found in (times, uncut_times)
-    )
     return Result(
         figures=(
-            Figure.of("segments: time, mean over networks", stats.mean_of_ratios(pairs), "x", 1.1),
-            Figure.of(
-                "segments: time, worst network",
-                times[slowest],
-                "x",
-                1.1,
-                f"{slowest}, {counts[slowest]} segments",
-            ),
-            Figure.of(
-                "a request that is not cut: time, mean over networks",
-                stats.mean_of_ratios(uncut_pairs),
-                "x",
-                1.1,
-            ),
-            Figure.of(
-                "a request that is not cut: time, worst network",
-                uncut_times[slowest_uncut],
-                "x",
-                1.1,
-                slowest_uncut,
+            *(
+                figure
+                for kind, promise in _PROMISES.items()
+                for figure in _time_figures(promise, pairs[kind], times[kind], counts)
             ),
             _memory_figure(memory, counts),
         ),
         tables=(table,),
         data={
             name: {
-                "time": vars(times[name]),
-                "not cut": vars(uncut_times[name]),
+                "time": vars(times["segments"][name]),
+                "not cut": vars(times["not cut"][name]),
                 "memory": memory[name],
             }
             for name in names
@@ -145,6 +124,18 @@ def _memory(cut: networks.Cut, rounds: int) -> dict[str, Floats]:
         "loaded": lambda: resident("loaded", str(cut.bundle.path)),
     }
     return stats.interleave(variants, rounds, warmup=0)
+
+
+def _time_figures(
+    promise: str,
+    pairs: list[tuple[Floats, Floats]],
+    times: dict[str, Interval],
+    counts: dict[str, int],
+) -> Iterator[Figure]:
+    slowest = max(times, key=lambda name: times[name].value)
+    which = f"{slowest}, {counts[slowest]} segments"
+    yield Figure.of(f"{promise}, mean over networks", stats.mean_of_ratios(pairs), "x", 1.1)
+    yield Figure.of(f"{promise}, worst network", times[slowest], "x", 1.1, which)
 
 
 def _memory_figure(memory: dict[str, stats.Samples], counts: dict[str, int]) -> Figure:

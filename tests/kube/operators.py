@@ -83,21 +83,24 @@ def install(server: ApiServer) -> None:
 
 
 @contextmanager
-def prepared(folder: Path, *, rays: bool = True) -> Iterator[ApiServer]:
+def prepared(
+    folder: Path, *, rays: bool = True, hybrids: Json | None = None
+) -> Iterator[ApiServer]:
     """An API server for an operator, skipped, with what to do, where none is.
 
     Args:
         folder: where its state goes, empty.
         rays: whether KubeRay's `RayService` is defined beside `HybridDeployment`.
+        hybrids: another definition of `HybridDeployment` than this release's.
     """
     try:
         etcd, program = find("etcd"), find("kube-apiserver")
-        definitions = [ray_service_definition().read_text()] if rays else []
+        definitions = [yaml.safe_load(ray_service_definition().read_text())] if rays else []
     except MissingTool as error:
         pytest.skip(str(error))
     with running(folder, etcd, program) as server:
-        for definition in (render(), *definitions):
-            server.define(yaml.safe_load(definition))
+        for definition in (hybrids or yaml.safe_load(render()), *definitions):
+            server.define(definition)
         install(server)
         yield server
 

@@ -8,15 +8,11 @@ import json
 
 import pytest
 import yaml
-from tests.kube.apiserver import running
-from tests.kube.binaries import find
 from tests.kube.cluster import CHILDREN, RAYS, Cluster
 from tests.kube.controllers import JOBS, finish, merge, serve
-from tests.kube.kuberay import ray_service_definition
-from tests.kube.operators import configuration, install, operator, until
+from tests.kube.operators import configuration, install, operator, prepared, until
 
 from dovetail.crd import render
-from dovetail.errors import MissingTool
 
 pytestmark = pytest.mark.kube
 
@@ -392,14 +388,8 @@ def older(tmp_path):
     quantile = spec["objective"]["properties"]["quantile"]
     for bound in ("maximum", "exclusiveMaximum"):
         del quantile[bound]
-    try:
-        etcd, program = find("etcd"), find("kube-apiserver")
-    except MissingTool as error:
-        pytest.skip(str(error))
-    with running(tmp_path / "older", etcd, program) as server:
-        server.define(definition)
-        server.define(yaml.safe_load(ray_service_definition().read_text()))
-        install(server)
+    (tmp_path / "older").mkdir()
+    with prepared(tmp_path / "older", hybrids=definition) as server:
         yield server
 
 
