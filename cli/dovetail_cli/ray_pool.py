@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
@@ -41,7 +42,9 @@ _POLL = 0.25
 _OBJECT_STORE = 80 << 20  # bytes; Serve moves no tensors through it, and Ray takes no less
 _TRACEBACK_LINES = 25
 # Below the range from which the kernel gives ports to outgoing connections.
-_PORTS = range(20000, 32000)
+_PORTS = range(20000, 25000)
+_REPLICA_PORTS, _MOST_REPLICAS = range(25000, 32000), 200
+_given: deque[int] = deque(maxlen=1000)
 
 # Ray puts a folder named by 56 digits before each, and HAProxy a suffix behind its socket's name
 # while it binds: more than short names would break the 107 bytes a Unix socket's path may have.
@@ -258,12 +261,13 @@ class RayPool:
         return env | self._haproxy_environment() if self.haproxy else env
 
     def _haproxy_environment(self) -> dict[str, str]:
-        first = random.choice(_PORTS[:-200])  # noqa: S311  where to look, not a secret
+        window = _REPLICA_PORTS[:-_MOST_REPLICAS]
+        first = random.choice(window)  # noqa: S311  where to look, not a secret
         return {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
             "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
-            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 200),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + _MOST_REPLICAS),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
@@ -336,11 +340,17 @@ def _loopback_haproxy(folder: Path) -> Path:
 
 
 def free_port() -> int:
-    """A port nobody listens on now, from a range no outgoing connection takes."""
+    """A port nobody listens on now, from a range no outgoing connection takes.
+
+    Not one that was given lately: who was given it may not listen yet.
+    """
     while True:
         port = random.choice(_PORTS)  # noqa: S311  where to look, not a secret
+        if port in _given:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((HOST, port))
+            _given.append(port)
             return port
 
 

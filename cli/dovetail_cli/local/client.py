@@ -69,9 +69,13 @@ class EdgeClient:
         self._connection.close()
 
     def status(self) -> dict[str, Any]:
-        """What the edge says of itself; raises `Unavailable` where it does not answer."""
+        """What the edge says of itself; raises `Unavailable` where no edge answers."""
         _, body = self._call("GET", "/dovetail/status")
-        status: dict[str, Any] = json.loads(body)
+        try:
+            status: dict[str, Any] = json.loads(body)
+        except ValueError as error:
+            where = f"{self._connection.host}:{self._connection.port}"
+            raise Unavailable(f"what answers at {where} is no edge: {error}") from error
         return status
 
     def infer(self, model: str, feed: Mapping[str, Array]) -> Reply:
